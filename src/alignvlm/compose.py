@@ -1,0 +1,144 @@
+"""A model and its processor from a vision encoder, a language model and a connector."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+)
+
+from .config import AlignVLMConfig, ConnectorConfigBase, connector_config
+from .connectors import AlignConnector, build_connector
+from .errors import ConfigError
+from .generation import AlignVLMForConditionalGeneration
+from .hub import resolve
+from .processor import AlignVLMProcessor, reserved_image_token, space_token_id
+
+
+def load_tokenizer(text: str | Path) -> Any:
+    """The language model's tokenizer, padding on the left.
+
+    The side goes to the constructor: set as an attribute it would be lost on saving.
+    """
+    return AutoTokenizer.from_pretrained(resolve(text), padding_side="left")
+
+
+def vision_config(vision: str | Path | dict[str, Any] | PreTrainedConfig) -> PreTrainedConfig:
+    """Config of a vision encoder: from a dict with ``model_type``, or from pretrained weights (the
+    vision half of a two-tower checkpoint)."""
+    if isinstance(vision, PreTrainedConfig):
+        return vision
+    if isinstance(vision, dict):
+        data = dict(vision)
+        kind = data.pop("model_type", "siglip_vision_model")
+        try:
+            return AutoConfig.for_model(kind, **data)
+        except ValueError as error:
+            raise ConfigError(f"vision encoder: {str(error).splitlines()[0]}") from None
+    config = AutoConfig.from_pretrained(resolve(vision))
+    return getattr(config, "vision_config", config)
+
+
+def build_config(
+    vision: PreTrainedConfig,
+    text: PreTrainedConfig,
+    connector: ConnectorConfigBase | dict[str, Any] | str,
+    tokenizer: Any,
+    **options: Any,
+) -> AlignVLMConfig:
+    """The model config for these parts; token ids come from the tokenizer.
+
+    ``options``: further keys of :class:`AlignVLMConfig`.
+    """
+    image_token = options.pop("image_token", None) or reserved_image_token(tokenizer)
+    config = connector_config(connector)
+    if config.token_grid(1, 1) is None:
+        options.setdefault("token_order", "tile")
+    return AlignVLMConfig(
+        vision_config=vision,
+        text_config=text,
+        connector_config=config,
+        image_token_id=tokenizer.convert_tokens_to_ids(image_token),
+        blank_token_id=space_token_id(tokenizer),
+        # rows beyond the tokenizer's ids are padding of the table and stay out of P_vocab
+        connector_vocab_size=min(len(tokenizer), text.vocab_size),
+        bos_token_id=text.bos_token_id,
+        eos_token_id=text.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **options,
+    )
+
+
+def compose(
+    vision: str | Path | dict[str, Any] | PreTrainedConfig,
+    text: str | Path,
+    connector: ConnectorConfigBase | dict[str, Any] | str = "align",
+    *,
+    token_ids: torch.Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    chat_template: str | None = None,
+    tiling: dict[str, Any] | None = None,
+    **options: Any,
+) -> tuple[AlignVLMForConditionalGeneration, AlignVLMProcessor]:
+    """Put a model together: pretrained language model, vision encoder, new connector.
+
+    Args:
+        vision: pretrained weights (hub id or folder), or a config (then the encoder is new).
+        text: the language model, anything :func:`alignvlm.hub.resolve` takes.
+        connector: connector config, its dict, or its type.
+        token_ids: which vocabulary to keep, for ALIGN with ``kept_tokens``.
+        dtype: of all weights.
+        chat_template: default: chosen by the tokenizer's format.
+        tiling: settings of :class:`AlignVLMImageProcessor` (``max_tiles``, ``thumbnail``, ...).
+        options: further keys of :class:`AlignVLMConfig`.
+
+    Raises:
+        ConfigError: the parts do not fit together.
+        WeightsError: weights cannot be found.
+    """
+    tokenizer = load_tokenizer(text)
+    language_model = AutoModelForCausalLM.from_pretrained(resolve(text), dtype=dtype)
+    vision_settings = vision_config(vision)
+    config = build_config(
+        vision_settings, language_model.config, connector, tokenizer, **options
+    )
+    # only the new parts are initialised; the language model is moved in as loaded
+    with torch.device("meta"):
+        model = AlignVLMForConditionalGeneration(config)
+    core = model.model
+    core.language_model = language_model.base_model
+    model.lm_head = language_model.get_output_embeddings()
+    core.vision_model = _vision_model(vision, vision_settings).to(dtype)
+    core.connector = build_connector(
+        config.connector,
+        config.vision_hidden_size,
+        config.text_config.hidden_size,
+        config.connector_vocab_size,
+        config.feature_grid,
+    ).to(dtype)
+    core.connector.apply(model._init_weights)
+    if isinstance(core.connector, AlignConnector) and config.connector.init == "lm_head":
+        core.connector.init_from_lm_head(model.lm_head.weight, token_ids)
+    elif token_ids is not None and isinstance(core.connector, AlignConnector):
+        core.connector.token_ids.copy_(torch.sort(token_ids).values)
+    model.tie_weights()
+    model.generation_config = language_model.generation_config
+    processor = AlignVLMProcessor.for_config(
+        config, tokenizer, chat_template=chat_template, **(tiling or {})
+    )
+    return model, processor
+
+
+def _vision_model(vision: Any, config: PreTrainedConfig) -> torch.nn.Module:
+    if isinstance(vision, dict | PreTrainedConfig):
+        return AutoModel.from_config(config)
+    folder = resolve(vision)
+    loaded = AutoModel.from_pretrained(folder)
+    return getattr(loaded, "vision_model", loaded)

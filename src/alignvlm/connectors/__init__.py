@@ -1,0 +1,45 @@
+"""Six connectors behind one contract, chosen by the config's ``type``."""
+
+from __future__ import annotations
+
+from ..config import ConnectorConfigBase
+from .align import AlignConnector, VocabTelemetry
+from .base import Connector
+from .c_abstractor import CAbstractorConnector
+from .h_reducer import HReducerConnector
+from .mlp import MLPConnector
+from .ovis import OvisConnector
+from .perceiver import PerceiverConnector
+
+CONNECTORS: dict[str, type[Connector]] = {
+    "align": AlignConnector,
+    "mlp": MLPConnector,
+    "perceiver": PerceiverConnector,
+    "ovis": OvisConnector,
+    "h_reducer": HReducerConnector,
+    "c_abstractor": CAbstractorConnector,
+}
+
+__all__ = ["CONNECTORS", "AlignConnector", "Connector", "VocabTelemetry", "build_connector"]
+
+
+def build_connector(
+    config: ConnectorConfigBase,
+    d_vision: int,
+    d_text: int,
+    vocab_size: int,
+    feature_grid: tuple[int, int],
+) -> Connector:
+    """Build the connector that ``config.type`` names.
+
+    Args:
+        config: a connector config.
+        d_vision: channels of the vision features.
+        d_text: the language model's width.
+        vocab_size: rows of the language model's vocabulary.
+        feature_grid: rows and columns of one tile's features (for learned positions).
+    """
+    kind = CONNECTORS[config.type]  # type: ignore[attr-defined]
+    if kind is CAbstractorConnector:
+        return kind(config, d_vision, d_text, vocab_size, feature_grid)  # type: ignore[call-arg]
+    return kind(config, d_vision, d_text, vocab_size)  # type: ignore[call-arg]

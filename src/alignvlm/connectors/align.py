@@ -1,0 +1,300 @@
+"""ALIGN: each visual feature becomes a distribution over the language model's vocabulary.
+
+Eq. 1:  P_vocab = softmax(LayerNorm(W2 LayerNorm(W1 F)))
+Eq. 2:  F'_align = P_vocabᵀ E_text                                  (arXiv 2502.01341)
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from ..config import AlignConfig
+from ..ops import VocabMixture, VocabStats, normalised_logits, vocab_mixture, vocab_stats
+from .base import Connector
+
+STATS_BUFFERS = tuple(f"stats_{name}" for name in VocabStats._fields)
+DENSE_BYTES = 64 * 2**20
+"""Inspection works on blocks of rows whose dense distribution is at most this large."""
+
+
+class VocabTelemetry(NamedTuple):
+    """How sharp P_vocab is, averaged over visual tokens.
+
+    Attributes:
+        entropy: nats.
+        effective_vocab: exp(entropy), averaged per visual token; between 1 and the vocabulary.
+        top_probability: the largest probability.
+    """
+
+    entropy: float
+    effective_vocab: float
+    top_probability: float
+
+
+class AlignConnector(Connector):
+    """ALIGN, Eq. 1-2 of arXiv 2502.01341.
+
+    ``F'[n] = Σ_v P[n, v] E_text[v]``: a convex combination of the text embeddings.
+
+    Parameters: ``w1`` [D, d_vision], ``inner_norm`` (D), ``w2`` [V, D] (starts as a copy of the
+    language model's head), ``outer_norm_weight`` γ and ``outer_norm_bias`` β [V].
+
+    With a pruned vocabulary (``config.kept_tokens`` or :meth:`prune`) only the rows of the kept
+    tokens exist; ``token_ids`` says which language-model ids they are. A vocabulary pruned after
+    training keeps the full vocabulary's LayerNorm statistics, so each kept token's logit is exactly
+    what it was and only the softmax is renormalised.
+
+    Args:
+        config: its config.
+        d_vision: channels of the vision features.
+        d_text: the language model's width D.
+        vocab_size: rows of the language model's vocabulary that P_vocab covers; rows added to the
+            embedding later are never used.
+    """
+
+    config: AlignConfig
+
+    def __init__(self, config: AlignConfig, d_vision: int, d_text: int, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size = vocab_size
+        kept = config.kept_tokens or vocab_size
+        if kept > vocab_size:
+            raise ValueError(f"kept_tokens={kept} is more than the vocabulary's {vocab_size}")
+        self.w1 = nn.Linear(d_vision, d_text, bias=config.w1_bias)
+        self.inner_norm = nn.LayerNorm(d_text, eps=config.eps)
+        self.w2 = nn.Linear(d_text, kept, bias=False)
+        if config.outer_norm:
+            self.outer_norm_weight = nn.Parameter(torch.full((kept,), config.gamma))
+            self.outer_norm_bias = nn.Parameter(torch.zeros(kept))
+        else:
+            self.register_parameter("outer_norm_weight", None)
+            self.register_parameter("outer_norm_bias", None)
+        self.token_ids: Tensor | None
+        self.register_buffer("token_ids", None)
+        if config.kept_tokens is not None:
+            self.register_buffer("token_ids", torch.arange(kept))
+            self._register_stats(d_text)
+
+    def _register_stats(self, width: int) -> None:
+        # zeros mean "no fixed statistics": LayerNorm then runs over the kept rows themselves
+        shapes = ((width,), (width, width), (), (width,), ())
+        for name, shape in zip(STATS_BUFFERS, shapes, strict=True):
+            self.register_buffer(name, torch.zeros(shape))
+
+    def reset_parameters(self) -> None:
+        # transformers' init functions leave alone what was loaded from a checkpoint
+        if self.outer_norm_weight is not None:
+            init.constant_(self.outer_norm_weight, self.config.gamma)
+            init.zeros_(self.outer_norm_bias)
+        if self.token_ids is not None:
+            init.copy_(self.token_ids, torch.arange(len(self.token_ids)))
+            for name in STATS_BUFFERS:
+                init.zeros_(getattr(self, name))
+
+    @torch.no_grad()
+    def init_from_lm_head(
+        self, lm_head: Float[Tensor, "vocab d_text"], token_ids: Tensor | None = None
+    ) -> None:
+        """Copy the language model's head into W2 (the paper's initialisation).
+
+        Args:
+            lm_head: the head's weight; rows beyond the vocabulary are ignored.
+            token_ids: for a connector with ``kept_tokens``: which ids to keep, int64 ``[kept]``.
+        """
+        head = lm_head[: self.vocab_size]
+        if self.token_ids is not None:
+            if token_ids is None or token_ids.shape != self.token_ids.shape:
+                raise ValueError(f"needs token_ids of shape {tuple(self.token_ids.shape)}")
+            self.token_ids.copy_(self._checked_ids(token_ids))
+            head = head[self.token_ids]
+        self.w2.weight.copy_(head)
+
+    def _checked_ids(self, token_ids: Tensor) -> Tensor:
+        ids = torch.unique(token_ids.to(self.w2.weight.device, torch.int64))
+        if len(ids) != token_ids.numel():
+            raise ValueError("token_ids has duplicates")
+        if len(ids) == 0 or int(ids[0]) < 0 or int(ids[-1]) >= self.vocab_size:
+            raise ValueError(f"token_ids must be in [0, {self.vocab_size})")
+        return ids
+
+    def hidden(self, features: Float[Tensor, "*n d_vision"]) -> Float[Tensor, "*n d_text"]:
+        """LayerNorm(W1 F), the input of ``vocab_mixture``."""
+        return self.inner_norm(self.w1(features))
+
+    def forward(
+        self,
+        features: Float[Tensor, "tiles rows cols d_vision"],
+        text_embedding: Float[Tensor, "vocab d_text"],
+    ) -> Float[Tensor, "tiles tokens d_text"]:
+        self.check_grid(features)
+        output = self.mixture(self.hidden(features).flatten(1, 2), text_embedding).output
+        assert output is not None
+        return output
+
+    def mixture(
+        self,
+        hidden: Float[Tensor, "*n d_text"],
+        text_embedding: Float[Tensor, "vocab d_text"] | None,
+        targets: Int[Tensor, "*n"] | None = None,
+    ) -> VocabMixture:
+        """The op on :meth:`hidden`'s output.
+
+        Args:
+            hidden: LayerNorm(W1 F).
+            text_embedding: the language model's table, or ``None`` to skip the mixture.
+            targets: language-model token ids to return the logits of; negative: none.
+
+        Raises:
+            ValueError: a target is not among the kept tokens.
+        """
+        rows = None if targets is None else self.row_of(targets)
+        return vocab_mixture(
+            hidden, self.w2.weight, self._table(text_embedding), targets=rows, **self._norm()
+        )
+
+    def row_of(self, ids: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
+        """Row of P_vocab for each language-model id; negative ids stay negative.
+
+        Raises:
+            ValueError: an id is not among the kept tokens.
+        """
+        if self.token_ids is None:
+            return ids
+        rows = torch.searchsorted(self.token_ids, ids.clamp_min(0).contiguous())
+        rows = rows.clamp_max(len(self.token_ids) - 1)
+        missing = (self.token_ids[rows] != ids) & (ids >= 0)
+        if bool(missing.any()):
+            raise ValueError(f"token id {int(ids[missing][0])} is not in the pruned vocabulary")
+        return torch.where(ids < 0, ids, rows)
+
+    def keeps(self, ids: Int[Tensor, "*n"]) -> Tensor:
+        """Whether P_vocab covers each id; bool, same shape."""
+        if self.token_ids is None:
+            return (ids >= 0) & (ids < self.vocab_size)
+        rows = torch.searchsorted(self.token_ids, ids.contiguous())
+        return self.token_ids[rows.clamp_max(len(self.token_ids) - 1)] == ids
+
+    def _table(self, text_embedding: Tensor | None) -> Tensor | None:
+        if text_embedding is None:
+            return None
+        if self.token_ids is not None:
+            return text_embedding[self.token_ids]
+        if text_embedding.shape[0] == self.vocab_size:
+            return text_embedding
+        return text_embedding[: self.vocab_size]
+
+    def _norm(self) -> dict:
+        return {
+            "norm_weight": self.outer_norm_weight,
+            "norm_bias": self.outer_norm_bias,
+            "normalize": self.config.outer_norm,
+            "eps": self.config.eps,
+            "stats": self._fixed_stats(),
+            "impl": self.config.impl,
+        }
+
+    def _fixed_stats(self) -> VocabStats | None:
+        if self.token_ids is None or not self.config.outer_norm:
+            return None
+        stats = VocabStats(*(getattr(self, name) for name in STATS_BUFFERS))
+        return stats if bool(stats.covariance.any()) else None
+
+    @torch.no_grad()
+    def prune(self, token_ids: Int[Tensor, "kept"]) -> None:
+        """Keep only the given language-model ids, in place.
+
+        The LayerNorm keeps the statistics of the vocabulary it was trained with, so every kept
+        token's logit is unchanged.
+
+        Raises:
+            ValueError: duplicates, ids out of range, or ids already pruned away.
+        """
+        ids = self._checked_ids(token_ids)
+        if not bool(self.keeps(ids).all()):
+            raise ValueError("some token_ids were pruned before")
+        rows = self.row_of(ids)
+        stats = self._fixed_stats()
+        if stats is None and self.config.outer_norm:
+            stats = vocab_stats(self.w2.weight)
+        kept = nn.Linear(self.w2.in_features, len(ids), bias=False, device="meta")
+        kept.weight = nn.Parameter(
+            self.w2.weight[rows].clone(), requires_grad=self.w2.weight.requires_grad
+        )
+        self.w2 = kept
+        for name in ("outer_norm_weight", "outer_norm_bias"):
+            parameter = getattr(self, name)
+            if parameter is not None:
+                setattr(self, name, nn.Parameter(parameter[rows].clone(), parameter.requires_grad))
+        self.register_buffer("token_ids", ids)
+        self._register_stats(self.w2.in_features)
+        for name, value in zip(STATS_BUFFERS, stats or (), strict=False):
+            self.register_buffer(name, value.to(ids.device))
+        self.config = self.config.model_copy(update={"kept_tokens": len(ids)})
+
+    @torch.no_grad()
+    def vocab_distribution(
+        self, features: Float[Tensor, "*n d_vision"]
+    ) -> Float[Tensor, "*n vocab"]:
+        """P_vocab, dense, for inspection; over all ``vocab_size`` ids, pruned ones at 0.
+
+        fp32 (fp64 for fp64 features). Holds ``n x vocab``: use :meth:`top_tokens` for whole pages.
+        """
+        hidden = self.hidden(features).flatten(0, -2)
+        p = torch.softmax(self._logits(hidden), dim=-1)
+        if self.token_ids is not None:
+            full = p.new_zeros(p.shape[0], self.vocab_size)
+            full[:, self.token_ids] = p
+            p = full
+        return p.view(*features.shape[:-1], self.vocab_size)
+
+    @torch.no_grad()
+    def top_tokens(
+        self, features: Float[Tensor, "*n d_vision"], k: int
+    ) -> tuple[Float[Tensor, "*n k"], Int[Tensor, "*n k"]]:
+        """Probabilities and language-model ids of the ``k`` most probable tokens, best first."""
+        shape = (*features.shape[:-1], min(k, self.w2.out_features))
+        hidden = self.hidden(features).flatten(0, -2)
+        probabilities, ids = [], []
+        for logits in self._blocks(hidden):
+            best = torch.softmax(logits, dim=-1).topk(shape[-1], dim=-1)
+            probabilities.append(best.values)
+            ids.append(best.indices if self.token_ids is None else self.token_ids[best.indices])
+        return torch.cat(probabilities).view(shape), torch.cat(ids).view(shape)
+
+    @torch.no_grad()
+    def entropy(self, features: Float[Tensor, "*n d_vision"]) -> Float[Tensor, "*n"]:
+        """Entropy of P_vocab for each visual token, nats."""
+        return self._entropy_and_top(features)[0].view(features.shape[:-1])
+
+    @torch.no_grad()
+    def telemetry(self, features: Float[Tensor, "*n d_vision"]) -> VocabTelemetry:
+        """Entropy, effective vocabulary and top probability, averaged over the visual tokens."""
+        entropy, top = self._entropy_and_top(features)
+        return VocabTelemetry(
+            entropy.mean().item(), entropy.exp().mean().item(), top.mean().item()
+        )
+
+    def _entropy_and_top(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.hidden(features).flatten(0, -2)
+        entropy, top = [], []
+        for logits in self._blocks(hidden):
+            log_p = torch.log_softmax(logits, dim=-1)
+            entropy.append(-(log_p.exp() * log_p).sum(-1))
+            top.append(log_p.amax(-1).exp())
+        return torch.cat(entropy), torch.cat(top)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        norm = self._norm()
+        norm.pop("impl")
+        return normalised_logits(hidden, self.w2.weight, **norm)
+
+    def _blocks(self, hidden: Tensor):
+        rows = max(1, DENSE_BYTES // (4 * self.w2.out_features))
+        for block in hidden.split(rows):
+            yield self._logits(block)

@@ -1,0 +1,1 @@
+"""Data: records, sources, rendering, grounding."""

@@ -1,0 +1,410 @@
+"""Sources: a data set as numbered records.
+
+A map-style source is deterministic: ``source[i]`` is the same record in every process and on every
+day, so a run resumes by remembering one number. :class:`MixedSource` mixes several by weight under
+the same promise. :class:`HubStream` is the one exception, for sets too large to download.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from ..errors import DataError, nearest
+from .records import (
+    Record,
+    column_map,
+    load_images,
+    make_record,
+    row_to_object,
+    transcript,
+    validate_record,
+)
+
+if TYPE_CHECKING:
+    from .render import Page, RenderSpec
+
+TRANSCRIBE_QUESTION = "Read the text on the page."
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A deterministic, numbered collection of records."""
+
+    name: str
+
+    def __len__(self) -> int:
+        """Return the number of records."""
+        ...
+
+    def __getitem__(self, index: int) -> Record:
+        """Return record ``index``; raises IndexError past the end."""
+        ...
+
+
+def check_index(index: int, size: int, name: str) -> int:
+    """Return a valid non-negative index (negative ones count from the end) or raise IndexError."""
+    position = index + size if index < 0 else index
+    if not 0 <= position < size:
+        raise IndexError(f"{name}: index {index} is outside 0-{size - 1}")
+    return position
+
+
+def draw(*key: int) -> int:
+    """Hash integers to a 64-bit integer that is the same everywhere (a seeded random draw)."""
+    return int(np.random.SeedSequence([k % 2**64 for k in key]).generate_state(1, np.uint64)[0])
+
+
+class JsonlSource:
+    """One JSON object per line, in any form :mod:`alignvlm.data.records` accepts.
+
+    Opening only notes where lines start; each record is validated when it is read. Image paths are
+    relative to the file's folder. Errors name ``file:row`` with the line number an editor shows.
+
+    Raises:
+        DataError: no such file, or a file without a single record.
+    """
+
+    def __init__(
+        self, path: str | Path, *, require_answer: bool = True, name: str | None = None
+    ) -> None:
+        self.path = Path(path)
+        self.name = name or self.path.stem
+        self.require_answer = require_answer
+        if not self.path.is_file():
+            raise DataError(f"{self.path}: no such file")
+        self._offsets, self._rows = array("Q"), array("Q")
+        with open(self.path, "rb") as file:
+            offset = 0
+            for row, line in enumerate(file, start=1):
+                if line.strip(b" \t\r\n\xef\xbb\xbf"):
+                    self._offsets.append(offset)
+                    self._rows.append(row)
+                offset += len(line)
+        if not self._rows:
+            raise DataError(f"{self.path}: no records (the file is empty)")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Record:
+        """Read and validate one record; raises DataError that starts with ``file:row``."""
+        index = check_index(index, len(self), self.name)
+        where = f"{self.path}:{self._rows[index]}"
+        with open(self.path, "rb") as file:  # opened per read: safe in forked workers
+            file.seek(self._offsets[index])
+            line = file.readline()
+        try:
+            obj = json.loads(line.decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where}: not UTF-8 text: {error}") from error
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DataError(f"{where}: not valid JSON: {error}") from error
+        record = validate_record(
+            obj, where=where, base_dir=self.path.parent, require_answer=self.require_answer
+        )
+        return _named(record, self.name)
+
+    def check(self, *, images: bool = False) -> int:
+        """Validate every row (and decode every image if ``images``); return how many there are.
+
+        Raises:
+            DataError: the first bad row and the line numbers of the next ones, or an id used twice.
+        """
+        first, bad, seen = "", [], {}
+        for index, row in enumerate(self._rows):
+            try:
+                record = self[index]
+                if record.id in seen:
+                    raise DataError(
+                        f"{self.path}:{row}: id {record.id!r} is already on row {seen[record.id]}"
+                    )
+                seen[record.id] = row
+                if images:
+                    load_images(record)
+            except DataError as error:
+                where, text = f"{self.path}:{row}", str(error)
+                first = first or (text if text.startswith(where) else f"{where}: {text}")
+                bad.append(row)
+        if bad:
+            more = ", ".join(map(str, bad[1:11])) + (", ..." if len(bad) > 11 else "")
+            note = f" (and {len(bad) - 1} more bad rows: {more})" if len(bad) > 1 else ""
+            raise DataError(first + note)
+        return len(self)
+
+
+def _named(record: Record, name: str) -> Record:
+    return record if record.source else record.model_copy(update={"source": name})
+
+
+def _load(reference: str, split: str, streaming: bool) -> Any:
+    """Open a hub id, a saved data set, a folder of parquet or JSONL files, or one such file."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(f"{reference}: needs the datasets package: pip install datasets") from error
+    where, path = f"{reference}[{split}]", Path(reference)
+    try:
+        if path.is_file():
+            kinds = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
+            if path.suffix not in kinds:
+                raise DataError(f"{where}: cannot read {path.suffix!r}; use parquet or jsonl")
+            kind, files = kinds[path.suffix], {split: str(path)}
+            return datasets.load_dataset(kind, data_files=files, split=split, streaming=streaming)
+        saved = any((path / name).exists() for name in ("state.json", "dataset_dict.json"))
+        if not saved:
+            return datasets.load_dataset(reference, split=split, streaming=streaming)
+        found = datasets.load_from_disk(reference)
+        if isinstance(found, datasets.DatasetDict):
+            if split not in found:
+                hint = nearest(split, found)
+                raise DataError(f"{where}: no such split{hint}; it has {', '.join(found)}")
+            found = found[split]
+        return found.to_iterable_dataset() if streaming else found
+    except DataError:
+        raise
+    except Exception as error:  # datasets raises every kind of error, each with a usable message
+        raise DataError(f"{where}: {type(error).__name__}: {error}".splitlines()[0]) from error
+
+
+class _Hub:
+    """What the two hub sources share: opening, naming columns, turning a row into a record."""
+
+    streaming = False
+
+    def __init__(
+        self,
+        reference: str | Path,
+        split: str = "train",
+        columns: Mapping[str, str] | None = None,
+        *,
+        limit: int | None = None,
+        require_answer: bool = True,
+        name: str | None = None,
+    ) -> None:
+        self.reference, self.split, self.limit = str(reference), split, limit
+        self.name = name or Path(self.reference).name
+        self.require_answer = require_answer
+        self._data = _load(self.reference, split, self.streaming)
+        self._columns = column_map(columns, self._data.column_names, where=self.reference)
+
+    def _record(self, row: Mapping[str, Any], index: int) -> Record:
+        where = f"{self.reference}[{self.split}]:{index}"
+        obj = row_to_object(row, self._columns, where=where)
+        record = validate_record(obj, where=where, require_answer=self.require_answer)
+        return _named(record, self.name)
+
+
+class HubSource(_Hub):
+    """A split of a Hugging Face data set, downloaded and memory-mapped, as a map-style source.
+
+    Args:
+        reference: hub id, folder written by ``save_to_disk``, folder of parquet or JSONL files, or
+            one parquet, JSONL or CSV file.
+        split: split name.
+        columns: from ``image question answer`` (or ``images messages``), and perhaps ``id``, to
+            the set's own column names; ``None`` takes columns that already have these names.
+        limit: keep only the first ``limit`` rows.
+
+    Raises:
+        DataError: nothing there, no such split or column; on access, ``reference[split]:row``.
+    """
+
+    def __len__(self) -> int:
+        return len(self._data) if self.limit is None else min(self.limit, len(self._data))
+
+    def __getitem__(self, index: int) -> Record:
+        """Read and validate one row."""
+        index = check_index(index, len(self), self.name)
+        try:
+            row = self._data[index]
+        except Exception as error:  # a damaged image or file inside the data set
+            where = f"{self.reference}[{self.split}]:{index}"
+            raise DataError(f"{where}: cannot be decoded: {error}") from error
+        return self._record(row, index)
+
+
+class HubStream(_Hub):
+    """The same without downloading first: records in file order, for ``for record in stream``.
+
+    ``start`` counts the records already given. ``skip(n)`` moves it on; ``state_dict`` and
+    ``load_state_dict`` carry it, so that a restarted run goes on where it stopped.
+    """
+
+    streaming = True
+    start = 0
+
+    def __iter__(self) -> Iterator[Record]:
+        for row in self._data.skip(self.start) if self.start else self._data:
+            if self.limit is not None and self.start >= self.limit:
+                return
+            self.start += 1
+            yield self._record(row, self.start - 1)
+
+    def skip(self, count: int) -> HubStream:
+        """Move ``count`` records on; returns the stream itself."""
+        self.start += count
+        return self
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position: how many records have been given."""
+        return {"start": self.start}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go to a position saved by :meth:`state_dict`."""
+        self.start = int(state["start"])
+
+
+class RenderSource:
+    """Pages drawn on demand with known words: record ``i`` is ``render_page`` of a seed from ``i``.
+
+    The page's own seed is ``seed * 1_000_003 + i``. ``task="qa"`` asks for one fact of the page,
+    ``"transcribe"`` for its whole text line by line, ``"both"`` tosses a fair coin per record.
+    """
+
+    def __init__(
+        self,
+        spec: RenderSpec,
+        size: int,
+        seed: int = 0,
+        task: Literal["qa", "transcribe", "both"] = "qa",
+        *,
+        name: str | None = None,
+    ) -> None:
+        if task not in ("qa", "transcribe", "both"):
+            hint = nearest(task, ("qa", "transcribe", "both"))
+            raise DataError(f"render: task {task!r} is not qa, transcribe or both{hint}")
+        if size < 1:
+            raise DataError(f"render: size must be at least 1, not {size}")
+        self.spec, self.size, self.seed, self.task = spec, size, seed, task
+        self.name = name or f"render-{spec.layout}"
+
+    def __len__(self) -> int:
+        return self.size
+
+    def page(self, index: int) -> Page:
+        """Draw the page of record ``index``."""
+        from .render import render_page
+
+        return render_page(self.spec, self.seed * 1_000_003 + check_index(index, self.size, "page"))
+
+    def __getitem__(self, index: int) -> Record:
+        """Draw the page and write its question and answer."""
+        index = check_index(index, self.size, self.name)
+        page, random = self.page(index), draw(self.seed, index)
+        task = ("qa", "transcribe")[random % 2] if self.task == "both" else self.task
+        if task == "qa":
+            if not page.facts:
+                raise DataError(f"{self.name}: layout {page.layout!r} has no facts to ask for")
+            fact = page.facts[random // 2 % len(page.facts)]
+            turn = (fact.question, fact.answer)
+        else:
+            turn = (TRANSCRIBE_QUESTION, transcript(page.words))
+        record_id = f"{self.name}/{self.seed}/{index}"
+        return make_record(record_id, [page.image], [turn], source=self.name, words=[page.words])
+
+
+class MixedSource:
+    """Several sources as one, in proportion to weights; ``mixed[i]`` depends on the seed alone.
+
+    Of ``size`` records, source k gives ``size * weight_k / sum(weights)``, exact to within 1, at
+    places shuffled by the seed. Within a source, every record comes once before any comes again;
+    each pass has its own order.
+
+    ``weights`` are positive; ``None`` weighs sources by their lengths. ``size`` is the sum of the
+    lengths by default.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        weights: Sequence[float] | None = None,
+        size: int | None = None,
+        seed: int = 0,
+        *,
+        name: str = "mixed",
+    ) -> None:
+        self.sources, self.seed, self.name = list(sources), seed, name
+        if not self.sources:
+            raise DataError(f"{name}: needs at least one source")
+        lengths = [len(source) for source in self.sources]
+        weights = lengths if weights is None else list(weights)
+        if len(weights) != len(self.sources):
+            raise DataError(f"{name}: {len(self.sources)} sources but {len(weights)} weights")
+        for source, length, weight in zip(self.sources, lengths, weights, strict=True):
+            if not (math.isfinite(weight) and weight > 0):
+                raise DataError(f"{name}: weight of {source.name!r} must be positive, not {weight}")
+            if length < 1:
+                raise DataError(f"{name}: source {source.name!r} is empty")
+        size = sum(lengths) if size is None else size
+        if size < 1:
+            raise DataError(f"{name}: size must be at least 1, not {size}")
+        counts = _shares(weights, size)
+        which = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        self._which = np.random.default_rng([seed % 2**64, 0]).permutation(which)
+        self._turn = np.empty(size, dtype=np.int64)  # how often this source came before
+        for k, count in enumerate(counts):
+            self._turn[self._which == k] = np.arange(count)
+
+    def __len__(self) -> int:
+        return len(self._which)
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Return which source record ``index`` comes from, and its index there."""
+        index = check_index(index, len(self), self.name)
+        k = int(self._which[index])
+        epoch, place = divmod(int(self._turn[index]), len(self.sources[k]))
+        return k, int(_order(self.seed, k, epoch, len(self.sources[k]))[place])
+
+    def __getitem__(self, index: int) -> Record:
+        """Return the record of the source that comes ``index``-th."""
+        k, inner = self.locate(index)
+        return self.sources[k][inner]
+
+
+@functools.lru_cache(maxsize=64)
+def _order(seed: int, k: int, epoch: int, size: int) -> np.ndarray:
+    return np.random.default_rng([seed % 2**64, 1, k, epoch]).permutation(size)
+
+
+def _shares(weights: Sequence[float], size: int) -> list[int]:
+    """Split ``size`` by weights: round down, then one more to the largest remainders."""
+    exact = [size * weight / sum(weights) for weight in weights]
+    counts = [math.floor(share) for share in exact]
+    order = sorted(range(len(exact)), key=lambda k: (counts[k] - exact[k], k))
+    for k in order[: size - sum(counts)]:
+        counts[k] += 1
+    return counts
+
+
+class Subset:
+    """Some records of a source, by index, in the given order."""
+
+    def __init__(self, source: Source, indices: Sequence[int], *, name: str | None = None) -> None:
+        self.source, self.name = source, name or source.name
+        self.indices = [check_index(int(i), len(source), source.name) for i in indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Record:
+        """Return the record at place ``index`` of the chosen ones."""
+        return self.source[self.indices[check_index(index, len(self), self.name)]]
+
+
+def limit(source: Source, count: int | None, *, seed: int | None = None) -> Source:
+    """Keep the first ``count`` records, or a random ``count`` of them if a seed is given."""
+    if count is None or count >= len(source):
+        return source
+    if count < 1:
+        raise DataError(f"{source.name}: limit must be at least 1, not {count}")
+    if seed is None:
+        return Subset(source, range(count))
+    return Subset(source, np.random.default_rng(seed).permutation(len(source))[:count].tolist())

@@ -1,0 +1,32 @@
+"""Errors a person can act on.
+
+Everything the package refuses raises :class:`AlignVLMError` (or a subclass) with one line that
+says what is wrong, where, and what to do. The command line prints that line and exits with code 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AlignVLMError(ValueError):
+    """Input, configuration or data that cannot be used; the message is one actionable line."""
+
+
+class ConfigError(AlignVLMError):
+    """A recipe or model configuration is wrong (unknown key, impossible combination)."""
+
+
+class DataError(AlignVLMError):
+    """A file, record or image cannot be used; the message names the file and the row."""
+
+
+class WeightsError(AlignVLMError):
+    """Weights are missing, corrupt or do not fit the model."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``" (did you mean 'x'?)"`` for the closest known name, or ``""`` if none is close."""
+    match = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
+    return f" (did you mean {match[0]!r}?)" if match else ""

@@ -1,0 +1,288 @@
+"""The model: vision encoder, connector, language model (arXiv 2502.01341, section 3).
+
+Shape letters: T tiles of all images, r x c feature grid of a tile, n visual tokens of a tile,
+B prompts, L prompt length, V vocabulary, D language-model width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from .config import AlignVLMConfig
+from .connectors import AlignConnector, Connector, build_connector
+from .errors import AlignVLMError, ConfigError
+from .losses import VocabLoss, combine, vocab_loss
+from .outputs import AlignVLMModelOutput, group_images
+from .tiling import Grid, page_order
+
+
+class AlignVLMPreTrainedModel(PreTrainedModel):
+    """What both model classes share."""
+
+    config: AlignVLMConfig
+    config_class = AlignVLMConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Connector):
+            module.reset_parameters()
+
+
+class AlignVLMModel(AlignVLMPreTrainedModel):
+    """Vision encoder, connector and language model without its head."""
+
+    def __init__(self, config: AlignVLMConfig) -> None:
+        super().__init__(config)
+        self.vision_model = AutoModel.from_config(config.vision_config)
+        self.connector = build_connector(
+            config.connector,
+            config.vision_hidden_size,
+            config.text_config.hidden_size,
+            config.connector_vocab_size,
+            config.feature_grid,
+        )
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def text_embedding(self) -> Float[Tensor, "vocab d_text"]:
+        """E_text: the language model's input embedding table."""
+        return self.get_input_embeddings().weight  # type: ignore[return-value]
+
+    def encode_tiles(
+        self, pixel_values: Float[Tensor, "tiles 3 height width"]
+    ) -> Float[Tensor, "tiles rows cols d_vision"]:
+        """Vision features of each tile, as a grid; class tokens are dropped.
+
+        Raises:
+            AlignVLMError: the tiles have another size than the config's.
+            ConfigError: the encoder's output does not have the configured grid.
+        """
+        rows, cols = self.config.feature_grid
+        height, width = self.config.tile_height, self.config.tile_width
+        if tuple(pixel_values.shape[1:]) != (3, height, width):
+            raise AlignVLMError(
+                f"pixel_values is {tuple(pixel_values.shape)}, expected [tiles, 3, {height}, "
+                f"{width}]; use the model's own processor"
+            )
+        kwargs: dict[str, Any] = {}
+        size = getattr(self.config.vision_config, "image_size", None)
+        trained = (size, size) if isinstance(size, int) else size
+        if hasattr(self.vision_model, "embeddings") and hasattr(
+            self.vision_model.embeddings, "interpolate_pos_encoding"
+        ):
+            kwargs["interpolate_pos_encoding"] = tuple(pixel_values.shape[-2:]) != tuple(trained)
+        layer = self.config.vision_feature_layer
+        if layer != -1:
+            kwargs["output_hidden_states"] = True
+        dtype = next(self.vision_model.parameters()).dtype
+        output = self.vision_model(pixel_values.to(dtype), **kwargs)
+        features = output.last_hidden_state if layer == -1 else output.hidden_states[layer]
+        if features.ndim == 4:  # convolutional encoder: [T, d, r, c]
+            features = features.permute(0, 2, 3, 1)
+        else:
+            features = features[:, features.shape[1] - rows * cols :]
+            if features.shape[1] == rows * cols:
+                features = features.unflatten(1, (rows, cols))
+        if features.ndim != 4 or tuple(features.shape[1:3]) != (rows, cols):
+            raise ConfigError(
+                f"the vision encoder gave {tuple(features.shape)}, expected a {rows}x{cols} grid "
+                f"for tiles of {height}x{width} px"
+            )
+        return features
+
+    def assemble(
+        self, tokens: Float[Tensor, "tiles n d"], image_grids: Int[Tensor, "images 3"]
+    ) -> list[Tensor]:
+        """Visual tokens of each image in the order the language model reads them.
+
+        Args:
+            tokens: of all tiles, image after image.
+            image_grids: tile rows, tile columns, and 1 if a thumbnail tile follows.
+        """
+        layout = self.config.tile_token_grid
+        images, start = [], 0
+        for rows, cols, thumbnail in image_grids.tolist():
+            grid = Grid(rows, cols)
+            page = tokens[start : start + grid.tiles].flatten(0, 1)
+            if self.config.token_order == "page" and layout is not None:
+                page = page[page_order(grid, *layout).to(page.device)]
+            start += grid.tiles
+            if thumbnail:
+                page = torch.cat([page, tokens[start]])
+                start += 1
+            images.append(page)
+        if start != len(tokens):
+            raise AlignVLMError(
+                f"image_grids ask for {start} tiles, pixel_values has {len(tokens)}"
+            )
+        return images
+
+    def get_image_features(
+        self,
+        pixel_values: Float[Tensor, "tiles 3 height width"],
+        image_grids: Int[Tensor, "images 3"],
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """Encode images: ``last_hidden_state`` holds the vision features ``[T, r, c, d_vision]``,
+        ``pooler_output`` the list of each image's visual tokens ``[n_i, D]`` in reading order."""
+        features = self.encode_tiles(pixel_values)
+        tokens = self._scaled(self.connector(features, self.text_embedding()))
+        return BaseModelOutputWithPooling(
+            last_hidden_state=features, pooler_output=self.assemble(tokens, image_grids)
+        )
+
+    def _scaled(self, tokens: Tensor) -> Tensor:
+        # a few language models scale inside their embedding module; soft text must match
+        scale = getattr(self.get_input_embeddings(), "embed_scale", None)
+        return tokens if scale is None else tokens * scale
+
+    def vocab_loss(
+        self,
+        pixel_values: Float[Tensor, "tiles 3 height width"],
+        vocab_targets: Int[Tensor, "tiles n"],
+    ) -> VocabLoss:
+        """Loss on P_vocab from encoder and connector alone; the language model does not run."""
+        return vocab_loss(
+            self._align(),
+            self.encode_tiles(pixel_values),
+            vocab_targets,
+            self.config.blank_token_id,
+            self.config.blank_loss_weight,
+        )
+
+    def _align(self) -> AlignConnector:
+        if not isinstance(self.connector, AlignConnector):
+            raise ConfigError(
+                f"a loss on P_vocab needs the 'align' connector, this model has "
+                f"{self.config.connector.type!r}"
+            )
+        return self.connector
+
+    def merge(
+        self,
+        input_ids: Int[Tensor, "batch length"],
+        pixel_values: Float[Tensor, "tiles 3 height width"] | None = None,
+        image_grids: Int[Tensor, "images 3"] | None = None,
+        vocab_targets: Int[Tensor, "tiles n"] | None = None,
+    ) -> tuple[Tensor, Tensor | None, VocabLoss | None]:
+        """Prompt embeddings with visual tokens written over the placeholders.
+
+        Returns:
+            ``inputs_embeds [B, L, D]``, the visual tokens ``[sum n_i, D]`` and the loss on
+            P_vocab, the last two if asked for.
+
+        Raises:
+            AlignVLMError: placeholders and visual tokens do not match; the sample is named.
+        """
+        embeds = self.get_input_embeddings()(input_ids)
+        if pixel_values is None:
+            return self._touch_image_path(embeds), None, None
+        if image_grids is None:
+            raise AlignVLMError("pixel_values needs image_grids; use AlignVLMProcessor for both")
+        features = self.encode_tiles(pixel_values)
+        loss = None
+        if vocab_targets is None:
+            tokens = self.connector(features, self.text_embedding())
+        else:
+            tokens, loss = self._mixture_and_loss(features, vocab_targets)
+        images = self.assemble(self._scaled(tokens), image_grids)
+        mask = input_ids == self.config.image_token_id
+        group_images(mask.sum(-1).tolist(), [len(image) for image in images])
+        visual = torch.cat(images).to(embeds.device, embeds.dtype)
+        return embeds.masked_scatter(mask[..., None], visual), visual, loss
+
+    def _mixture_and_loss(self, features: Tensor, targets: Tensor) -> tuple[Tensor, VocabLoss]:
+        align = self._align()
+        hidden = align.hidden(features).flatten(1, 2)
+        result = align.mixture(hidden, self.text_embedding(), targets)
+        assert result.output is not None and result.target_logits is not None
+        nll = (result.logsumexp - result.target_logits).flatten()
+        config = self.config
+        loss = combine(nll, targets.flatten(), config.blank_token_id, config.blank_loss_weight)
+        return result.output, loss
+
+    def _touch_image_path(self, embeds: Tensor) -> Tensor:
+        # a rank whose batch has no image must still take part in the others' gradient collectives
+        # (ZeRO-3, FSDP), so it encodes one blank tile and adds nothing of it
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if not (self.training and distributed and torch.distributed.get_world_size() > 1):
+            return embeds
+        size = (1, 3, self.config.tile_height, self.config.tile_width)
+        features = self.encode_tiles(embeds.new_zeros(size))
+        return embeds + 0 * self.connector(features, self.text_embedding()).sum()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_grids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        vocab_targets: Tensor | None = None,
+        **kwargs: Any,
+    ) -> AlignVLMModelOutput:
+        """Run the language model over text and images.
+
+        Args:
+            input_ids: int64 ``[B, L]`` with one placeholder per visual token, or ``inputs_embeds``.
+            pixel_values: float ``[T, 3, height, width]``, all images' tiles.
+            image_grids: int64 ``[images, 3]``, see :meth:`assemble`.
+            inputs_embeds: ``[B, L, D]``, as :meth:`merge` returns them; then no ``pixel_values``.
+            vocab_targets: int64 ``[T, n]``, the id under each visual token in tile order, negative
+                where not scored: adds the loss on P_vocab.
+
+        Raises:
+            AlignVLMError: both or neither of input_ids and inputs_embeds, images with
+                inputs_embeds, or placeholders that do not match the images.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise AlignVLMError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is not None and pixel_values is not None:
+            raise AlignVLMError(
+                "pixel_values needs input_ids; with inputs_embeds merge the images before (merge())"
+            )
+        visual, loss = None, None
+        if inputs_embeds is None:
+            inputs_embeds, visual, loss = self.merge(
+                input_ids, pixel_values, image_grids, vocab_targets
+            )
+        output = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        return AlignVLMModelOutput(
+            last_hidden_state=output.last_hidden_state,
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+            image_hidden_states=visual,
+            vocab_loss=None if loss is None else loss.loss,
+            vocab_text_loss=None if loss is None else loss.text,
+            vocab_blank_loss=None if loss is None else loss.blank,
+        )

@@ -1,0 +1,113 @@
+"""``vocab_mixture``: a distribution over the vocabulary and the mixture of its embeddings.
+
+One op serves ALIGN and Ovis. For every row ``x`` (the output of ALIGN's inner LayerNorm)::
+
+    z = W x + b                                   logits over the vocabulary
+    s = γ (z − μ) / sqrt(σ² + eps) + β            LayerNorm over the vocabulary axis (optional)
+    p = softmax(s)                                Eq. 1, arXiv 2502.01341
+    o = pᵀ E                                      Eq. 2
+
+``reference`` writes that down densely; ``chunked`` streams the vocabulary and never holds an
+``N x V`` matrix, forward or backward. Both return the logsumexp of ``s`` and, for given target
+ids, the logits ``s[target]``: a cross-entropy on P_vocab is ``logsumexp - target_logits``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from .chunked import chunked_vocab_mixture
+from .reference import VocabMixture, normalised_logits, reference_vocab_mixture
+from .statistics import VocabStats, vocab_stats
+
+Impl = Literal["auto", "reference", "chunked"]
+
+__all__ = [
+    "Impl",
+    "VocabMixture",
+    "VocabStats",
+    "normalised_logits",
+    "vocab_mixture",
+    "vocab_stats",
+]
+
+
+def vocab_mixture(
+    x: Tensor,
+    weight: Tensor,
+    table: Tensor | None,
+    *,
+    bias: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    normalize: bool = True,
+    eps: float = 1e-5,
+    stats: VocabStats | None = None,
+    targets: Tensor | None = None,
+    impl: Impl = "auto",
+    chunk_size: int | None = None,
+) -> VocabMixture:
+    """Distribution over the vocabulary for each row, and the mixture of the table's rows.
+
+    Args:
+        x: ``[..., D]`` floating.
+        weight: W2, ``[V, D]``. May be the same tensor as ``table`` (a tied head); its gradient is
+            then the sum of both roles'.
+        table: E, ``[V, d_text]``, or ``None`` if only the loss on P_vocab is wanted: the mixture
+            and its gradients are then not computed.
+        bias: b, ``[V]``.
+        norm_weight, norm_bias: γ and β of the LayerNorm over the vocabulary, ``[V]``.
+        normalize: apply that LayerNorm. Without it γ, β and ``stats`` must be ``None``.
+        eps: the LayerNorm's epsilon.
+        stats: fixed row statistics, :func:`vocab_stats` of a larger vocabulary of which ``weight``
+            holds some rows: every kept token then has exactly the logit it had there. No gradient
+            flows into the weights through given statistics.
+        targets: int64, same leading shape as ``x``; ids to return the logit of. Negative ids are
+            ignored (logit 0, no gradient).
+        impl: ``chunked`` (streams), ``reference`` (dense) or ``auto`` (chunked).
+        chunk_size: vocabulary rows per block; default: chosen from N so that a block of logits
+            stays small.
+
+    Returns:
+        :class:`VocabMixture` ``(output [..., d_text] or None, logsumexp [...],
+        target_logits [...] or None)``. ``output`` has the table's dtype, the others fp32 (fp64 for
+        fp64 inputs).
+
+    Raises:
+        ValueError: shapes do not fit, a target is not below V, or the arguments contradict.
+    """
+    _check(x, weight, table, bias, norm_weight, norm_bias, normalize, stats, targets)
+    flat = x.reshape(-1, x.shape[-1])
+    flat_targets = None if targets is None else targets.reshape(-1)
+    run = reference_vocab_mixture if impl == "reference" else chunked_vocab_mixture
+    kwargs = {} if impl == "reference" else {"chunk_size": chunk_size}
+    result = run(
+        flat, weight, table, bias, norm_weight, norm_bias, normalize, eps, stats, flat_targets,
+        **kwargs,
+    )  # fmt: skip
+    lead = x.shape[:-1]
+    return VocabMixture(
+        None if result.output is None else result.output.reshape(*lead, result.output.shape[-1]),
+        result.logsumexp.reshape(lead),
+        None if result.target_logits is None else result.target_logits.reshape(lead),
+    )
+
+
+def _check(x, weight, table, bias, norm_weight, norm_bias, normalize, stats, targets) -> None:
+    if weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(f"x {tuple(x.shape)} does not fit weight {tuple(weight.shape)}")
+    vocab = weight.shape[0]
+    if table is not None and (table.ndim != 2 or table.shape[0] != vocab):
+        raise ValueError(f"table {tuple(table.shape)} needs {vocab} rows, as weight has")
+    for name, vector in (("bias", bias), ("norm_weight", norm_weight), ("norm_bias", norm_bias)):
+        if vector is not None and vector.shape != (vocab,):
+            raise ValueError(f"{name} {tuple(vector.shape)} must be [{vocab}]")
+    if not normalize and any(v is not None for v in (norm_weight, norm_bias, stats)):
+        raise ValueError("norm_weight, norm_bias and stats need normalize=True")
+    if targets is not None:
+        if targets.shape != x.shape[:-1]:
+            raise ValueError(f"targets {tuple(targets.shape)} must be {tuple(x.shape[:-1])}")
+        if targets.device.type != "meta" and targets.numel() and int(targets.max()) >= vocab:
+            raise ValueError(f"target {int(targets.max())} is not below the vocabulary's {vocab}")

@@ -1,0 +1,65 @@
+"""What the models return, and which images belong to which prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from .errors import AlignVLMError
+
+
+@dataclass
+class AlignVLMModelOutput(BaseModelOutputWithPast):
+    """Adds ``image_hidden_states`` [sum of visual tokens, D] and the loss on P_vocab."""
+
+    image_hidden_states: Tensor | None = None
+    vocab_loss: Tensor | None = None
+    vocab_text_loss: Tensor | None = None
+    vocab_blank_loss: Tensor | None = None
+
+
+@dataclass
+class AlignVLMCausalLMOutput(CausalLMOutputWithPast):
+    """``loss`` is the language-model loss plus the weighted loss on P_vocab, where each is asked
+    for; the parts are beside it."""
+
+    image_hidden_states: Tensor | None = None
+    lm_loss: Tensor | None = None
+    vocab_loss: Tensor | None = None
+    vocab_text_loss: Tensor | None = None
+    vocab_blank_loss: Tensor | None = None
+
+
+def group_images(placeholders: list[int], visual_tokens: list[int]) -> list[range]:
+    """The images of each prompt: its placeholders are filled by whole images, in order.
+
+    Args:
+        placeholders: placeholder tokens of each prompt.
+        visual_tokens: visual tokens of each image.
+
+    Returns:
+        For each prompt the range of its images.
+
+    Raises:
+        AlignVLMError: they do not match; the sample is named.
+    """
+    groups, image = [], 0
+    for sample, wanted in enumerate(placeholders):
+        first, filled = image, 0
+        while filled < wanted and image < len(visual_tokens):
+            filled += visual_tokens[image]
+            image += 1
+        if filled != wanted:
+            raise AlignVLMError(
+                f"sample {sample}: its prompt has {wanted} image placeholders, but its images give "
+                f"{filled} visual tokens; build both with the model's own processor and never "
+                "truncate inside an image"
+            )
+        groups.append(range(first, image))
+    if image != len(visual_tokens):
+        raise AlignVLMError(
+            f"{len(visual_tokens) - image} images have no placeholders in any prompt"
+        )
+    return groups

@@ -1,0 +1,280 @@
+"""Running a recipe: stage after stage, resumable, and nothing half-written.
+
+``--out X`` appears whole, at the end. Until then everything lives in ``X.training`` beside it: a
+folder a stage with the Trainer's checkpoints, and the finished stages' weights. ``--resume`` goes
+on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch.utils.tensorboard import SummaryWriter
+from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
+from transformers.integrations import TensorBoardCallback
+
+from ..compose import compose, load_tokenizer
+from ..config import AlignConfig
+from ..data.collate import Collator
+from ..data.ground import as_words, frequent_tokens
+from ..data.sources import Source
+from ..errors import AlignVLMError, ConfigError, WeightsError
+from ..generation import AlignVLMForConditionalGeneration
+from ..processor import AlignVLMProcessor, space_token_id
+from .recipe import Recipe, StageSpec, parse_recipe
+from .stages import StageDataset, StageTrainer, build_mix, set_trainable, training_arguments
+
+VOCABULARY_PAGES = 500
+"""Pages counted to choose a pruned vocabulary."""
+Report = Callable[[str], None]
+
+
+def build_model(recipe: Recipe) -> tuple[AlignVLMForConditionalGeneration, AlignVLMProcessor]:
+    """Put the recipe's model together, seeded."""
+    set_seed(recipe.seed)
+    spec = recipe.model
+    return compose(
+        spec.vision,
+        spec.text,
+        spec.connector,
+        token_ids=kept_tokens(recipe),
+        chat_template=spec.chat_template,
+        image_token=spec.image_token,
+        tiling=spec.tiling.model_dump(include={"max_tiles", "min_tiles", "thumbnail"}),
+        tile_height=spec.tiling.tile_height,
+        tile_width=spec.tiling.tile_width,
+        token_order=spec.token_order,
+        row_end=spec.row_end,
+        vision_feature_layer=spec.vision_feature_layer,
+    )
+
+
+def kept_tokens(recipe: Recipe) -> torch.Tensor | None:
+    """Ids of the pruned vocabulary: the most frequent on pages of the first stage."""
+    connector = recipe.model.connector
+    if not isinstance(connector, AlignConfig) or connector.kept_tokens is None:
+        return None
+    tokenizer = load_tokenizer(recipe.model.text)
+    source = build_mix(recipe.stages[0], recipe.seed)
+    pages = []
+    for index in range(min(VOCABULARY_PAGES, len(source))):
+        for words in source[index].words or []:
+            pages.append(as_words(words))
+    newline = tokenizer.encode("\n", add_special_tokens=False)
+    always = [space_token_id(tokenizer), *newline]
+    return frequent_tokens(pages, tokenizer, connector.kept_tokens, always)
+
+
+def train(
+    recipe: Recipe,
+    out: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+    report: Report = print,
+) -> Path:
+    """Run all stages and write the model, its processor, the recipe and the losses to ``out``.
+
+    Args:
+        resume: go on where an interrupted run stopped; the loss curve is that of an unbroken run.
+        overwrite: replace an existing ``out``.
+        quiet: no progress bars.
+        report: receives one line a stage.
+
+    Returns:
+        ``out``: a folder for ``from_pretrained``, with ``recipe.yaml`` and ``metrics.jsonl``.
+
+    Raises:
+        ConfigError: ``out`` exists, or a run is there and ``resume`` is not set, or the recipe
+            changed since.
+        WeightsError: weights cannot be read or written; nothing half-written is left at ``out``.
+    """
+    out = Path(out)
+    work = out.with_name(out.name + ".training")
+    _prepare(recipe, out, work, resume, overwrite)
+    quiet or transformers.logging.set_verbosity_warning()
+    try:
+        for number, stage in enumerate(recipe.stages, start=1):
+            folder = work / f"{number:02d}-{stage.name}"
+            if (folder / "done").is_dir():
+                report(f"stage {number}/{len(recipe.stages)} {stage.name}: already done")
+                continue
+            model, processor = _stage_start(recipe, work, number)
+            _run_stage(recipe, number, model, processor, folder, quiet, report)
+            del model
+        return _finish(recipe, work, out, overwrite)
+    except OSError as error:
+        raise WeightsError(
+            f"could not write to {work}: {error.strerror or error}; free some room, then "
+            "run the same command with --resume"
+        ) from None
+    except Exception as error:
+        # safetensors and torch wrap a full disk in errors of their own
+        if "No space left" in str(error) or "os error 28" in str(error):
+            raise WeightsError(
+                f"could not write to {work}: no space left on the device; free some room, then "
+                "run the same command with --resume"
+            ) from None
+        raise
+
+
+def _prepare(recipe: Recipe, out: Path, work: Path, resume: bool, overwrite: bool) -> None:
+    if out.exists() and not overwrite:
+        raise ConfigError(f"{out} exists; choose another --out or pass --overwrite")
+    saved = work / "recipe.yaml"
+    if work.exists() and resume:
+        if not saved.is_file():
+            raise ConfigError(f"{work} is not a run that can be resumed; remove it")
+        if saved.read_text(encoding="utf-8") != recipe.to_yaml():
+            raise ConfigError(
+                f"the recipe differs from the one that {work} was started with; resume with the "
+                "same recipe and --set, or remove the folder"
+            )
+        return
+    if work.exists():
+        if not overwrite:
+            raise ConfigError(
+                f"an unfinished run is in {work}; go on with --resume or start over with "
+                "--overwrite"
+            )
+        shutil.rmtree(work)
+    try:
+        work.mkdir(parents=True)
+        saved.write_text(recipe.to_yaml(), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot create {work}: {error.strerror}") from None
+
+
+def _stage_start(
+    recipe: Recipe, work: Path, number: int
+) -> tuple[AlignVLMForConditionalGeneration, AlignVLMProcessor]:
+    if number == 1:
+        return build_model(recipe)
+    previous = work / f"{number - 1:02d}-{recipe.stages[number - 2].name}" / "done"
+    return load(previous)
+
+
+def load(folder: Path) -> tuple[AlignVLMForConditionalGeneration, AlignVLMProcessor]:
+    """A saved model and its processor. Raises :class:`WeightsError` on a corrupt folder."""
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+        return model, AutoProcessor.from_pretrained(folder)
+    except AlignVLMError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise WeightsError(f"{folder}: not a usable model: {reason}") from None
+
+
+def _run_stage(
+    recipe: Recipe,
+    number: int,
+    model: AlignVLMForConditionalGeneration,
+    processor: AlignVLMProcessor,
+    folder: Path,
+    quiet: bool,
+    report: Report,
+) -> None:
+    stage = recipe.stages[number - 1]
+    seed = recipe.seed + 1000 * number
+    counts = set_trainable(model, stage.train)
+    model.config.vocab_loss_weight = stage.loss.vocab
+    model.config.blank_loss_weight = stage.loss.blank
+    source: Source = build_mix(stage, seed)
+    dataset = StageDataset(source, stage, processor, model, seed)
+    steps = stage.steps or math.ceil(len(dataset) / stage.batch)
+    trains = ", ".join(f"{part} {n / 1e6:.1f} M" for part, n in counts.items() if n)
+    report(
+        f"stage {number}/{len(recipe.stages)} {stage.name}: {steps} steps of {stage.batch} "
+        f"samples; trains {trains}"
+    )
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is not None:
+        report(f"  resuming at {checkpoint.name}")
+    trainer = StageTrainer(
+        model=model,
+        args=training_arguments(stage, folder, seed, bf16=_bf16(), quiet=quiet),
+        train_dataset=dataset,
+        data_collator=Collator(processor.tokenizer.pad_token_id),
+        rates=stage.train,
+        lm_weight=stage.loss.lm,
+        callbacks=[TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))],
+    )
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if dataset.dropped:
+        report(f"  {dataset.dropped} samples were longer than {stage.max_length} tokens")
+    _save_stage(model, processor, trainer, stage, folder)
+
+
+def _bf16() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
+def _save_stage(
+    model: Any, processor: Any, trainer: StageTrainer, stage: StageSpec, folder: Path
+) -> None:
+    """Write the stage's weights and losses, then make them visible under ``done`` at once."""
+    partial = folder / "done.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    if trainer.args.should_save:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        lines = [
+            json.dumps({"stage": stage.name, **entry})
+            for entry in trainer.state.log_history
+            if "loss" in entry
+        ]
+        (partial / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        partial.rename(folder / "done")
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written whole.
+
+    The Trainer writes its state file last; a checkpoint without a readable one was cut short by a
+    crash, and is removed.
+    """
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    for checkpoint in reversed(found):
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+            return checkpoint
+        except (OSError, ValueError):
+            shutil.rmtree(checkpoint, ignore_errors=True)
+    return None
+
+
+def _finish(recipe: Recipe, work: Path, out: Path, overwrite: bool) -> Path:
+    stages = [work / f"{n:02d}-{s.name}" / "done" for n, s in enumerate(recipe.stages, start=1)]
+    metrics = "".join((stage / "metrics.jsonl").read_text(encoding="utf-8") for stage in stages)
+    final = stages[-1]
+    (final / "metrics.jsonl").write_text(metrics, encoding="utf-8")
+    shutil.copy(work / "recipe.yaml", final / "recipe.yaml")
+    for stage in stages:
+        curves = stage.parent / "tensorboard"
+        if curves.is_dir():
+            shutil.copytree(curves, final / "tensorboard" / stage.parent.name, dirs_exist_ok=True)
+    if overwrite and out.exists():
+        shutil.rmtree(out)
+    final.rename(out)
+    shutil.rmtree(work, ignore_errors=True)
+    return out
+
+
+def saved_recipe(folder: Path) -> Recipe:
+    """The recipe a trained model was made with."""
+    import yaml
+
+    path = folder / "recipe.yaml"
+    return parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")), where=str(path))

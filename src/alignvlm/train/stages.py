@@ -1,0 +1,237 @@
+"""What a stage is made of: which parameters train, its data, its trainer."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainingArguments
+
+from ..connectors import AlignConnector
+from ..data import chat
+from ..data.benchmarks import BENCHMARKS
+from ..data.records import Record
+from ..data.sources import HubSource, JsonlSource, MixedSource, RenderSource, Source, limit
+from ..errors import ConfigError, DataError
+from ..generation import AlignVLMForConditionalGeneration
+from ..processor import AlignVLMProcessor
+from .recipe import BenchmarkSourceSpec, HubSourceSpec, JsonlSourceSpec, SourceSpec, StageSpec
+
+PARTS = {"vision": "model.vision_model", "connector": "model.connector", "text": ""}
+"""Where each part lives; ``text`` is everything else: the language model and its head."""
+
+
+def part_of(parameter: str) -> str:
+    """Recipe path of a parameter: ``vision.…``, ``connector.…`` or ``text.…``."""
+    for part in ("vision", "connector"):
+        prefix = PARTS[part] + "."
+        if parameter.startswith(prefix):
+            return f"{part}.{parameter[len(prefix) :]}"
+    return "text." + parameter.removeprefix("model.language_model.")
+
+
+def learning_rate(parameter: str, rates: dict[str, float]) -> float:
+    """The rate of the longest path in ``rates`` that leads to the parameter; 0 if none does."""
+    path = part_of(parameter)
+    matching = [key for key in rates if path == key or path.startswith(key + ".")]
+    return rates[max(matching, key=len)] if matching else 0.0
+
+
+def set_trainable(model: nn.Module, rates: dict[str, float]) -> dict[str, int]:
+    """Freeze what has no rate. Returns trainable parameters of each part.
+
+    Raises:
+        ConfigError: a path leads to no parameter.
+    """
+    counts = dict.fromkeys(PARTS, 0)
+    used: set[str] = set()
+    for name, parameter in model.named_parameters():
+        path = part_of(name)
+        used |= {key for key in rates if path == key or path.startswith(key + ".")}
+        parameter.requires_grad_(learning_rate(name, rates) > 0)
+        if parameter.requires_grad:
+            counts[path.split(".")[0]] += parameter.numel()
+    if missing := set(rates) - used:
+        raise ConfigError(f"train: {sorted(missing)[0]!r} leads to no parameter of this model")
+    return counts
+
+
+def build_source(spec: SourceSpec, seed: int) -> Source:
+    """The source a recipe entry describes."""
+    source: Any
+    if isinstance(spec, JsonlSourceSpec):
+        source = JsonlSource(spec.path)
+    elif isinstance(spec, HubSourceSpec):
+        source = HubSource(spec.path, spec.split, spec.columns or None)
+    elif isinstance(spec, BenchmarkSourceSpec):
+        source = BENCHMARKS[spec.type](spec.path, spec.split)
+    else:
+        source = RenderSource(spec.page, spec.size, seed=seed + spec.seed, task=spec.task)
+    return limit(source, spec.limit)
+
+
+def build_mix(stage: StageSpec, seed: int) -> Source:
+    """All of a stage's sources as one, long enough for its steps (or epochs)."""
+    sources = [build_source(spec, seed) for spec in stage.sources]
+    if stage.steps is not None:
+        size = stage.steps * stage.batch
+    else:
+        size = math.ceil((stage.epochs or 1) * sum(len(source) for source in sources))
+    weights = [spec.weight for spec in stage.sources]
+    if stage.steps is None:
+        # epochs: every sample of every source counts once an epoch
+        weights = [len(source) * w for source, w in zip(sources, weights, strict=True)]
+    return MixedSource(sources, weights, size, seed=seed)
+
+
+class StageDataset(Dataset):
+    """Record ``i`` encoded for the model; depends on ``i`` alone, so resuming is exact.
+
+    A record longer than ``max_length`` is replaced by the next that fits.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        stage: StageSpec,
+        processor: AlignVLMProcessor,
+        model: AlignVLMForConditionalGeneration,
+        seed: int,
+    ) -> None:
+        self.source, self.stage, self.processor, self.seed = source, stage, processor, seed
+        self.config = model.config
+        self.connector = model.model.connector
+        self.dropped = 0
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        for offset in range(len(self.source)):
+            try:
+                return self._encode(self.source[(index + offset) % len(self.source)], index)
+            except chat.TooLong:
+                self.dropped += 1
+        raise DataError(f"every sample is longer than max_length={self.stage.max_length}")
+
+    def _encode(self, record: Record, index: int) -> dict[str, Tensor]:
+        stage = self.stage
+        if stage.loss.lm:
+            sample = chat.encode(record, self.processor, max_length=stage.max_length)
+        else:
+            sample = chat.encode_images(record, self.processor)
+        if stage.loss.vocab and "image_grids" in sample:
+            assert isinstance(self.connector, AlignConnector)
+            sample["vocab_targets"] = chat.vocab_targets(
+                record,
+                sample["image_grids"],
+                self.config,
+                self.processor.tokenizer,
+                self.connector,
+                blank_cells=stage.loss.blank_cells,
+                seed=self.seed + 7 * index,
+            )
+        return sample
+
+
+class StageTrainer(Trainer):
+    """transformers' Trainer with one learning rate a part and ALIGN's losses in the log."""
+
+    def __init__(self, *args: Any, rates: dict[str, float], lm_weight: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.rates = rates
+        self.lm_weight = lm_weight
+        self.parts: dict[str, list[float]] = {}
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """AdamW with a group for each learning rate; vectors do not decay."""
+        if self.optimizer is None:
+            groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad:
+                    decay = self.args.weight_decay if parameter.ndim > 1 else 0.0
+                    groups.setdefault((learning_rate(name, self.rates), decay), []).append(parameter)
+            self.optimizer = torch.optim.AdamW(
+                [
+                    {"params": params, "lr": rate, "weight_decay": decay}
+                    for (rate, decay), params in sorted(groups.items(), key=lambda item: item[0])
+                ],
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                eps=self.args.adam_epsilon,
+            )
+        return self.optimizer
+
+    def compute_loss(  # type: ignore[override]
+        self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """``lm_weight`` times the language-model loss plus the weighted loss on P_vocab."""
+        if self.lm_weight:
+            inputs = {**inputs, "skip_logits": True, "use_cache": False}
+            if num_items_in_batch is not None:
+                inputs["num_items_in_batch"] = num_items_in_batch
+        else:
+            inputs = {k: inputs[k] for k in ("pixel_values", "image_grids", "vocab_targets")}
+        outputs = model(**inputs)
+        loss = outputs.loss
+        if outputs.lm_loss is not None and self.lm_weight != 1:
+            loss = loss + (self.lm_weight - 1) * outputs.lm_loss
+        if not self.lm_weight and self.args.gradient_accumulation_steps > 1:
+            loss = loss / self.args.gradient_accumulation_steps
+        self._note(outputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def _note(self, outputs: Any) -> None:
+        for key in ("lm_loss", "vocab_loss", "vocab_text_loss", "vocab_blank_loss"):
+            value = getattr(outputs, key, None)
+            if value is not None:
+                self.parts.setdefault(key, []).append(float(value.detach()))
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the losses' parts since the last log."""
+        if "loss" in logs:
+            for key, values in self.parts.items():
+                logs[key] = sum(values) / len(values)
+            self.parts.clear()
+        super().log(logs, *args, **kwargs)
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> torch.utils.data.Sampler:
+        # the mix is already shuffled by the seed; going through it in order makes resume trivial
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+def training_arguments(
+    stage: StageSpec, folder: Path, seed: int, *, bf16: bool, quiet: bool
+) -> TrainingArguments:
+    """The stage's settings in transformers' words."""
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=stage.steps or -1,
+        num_train_epochs=1,
+        per_device_train_batch_size=stage.batch_size,
+        gradient_accumulation_steps=stage.gradient_accumulation,
+        gradient_checkpointing=stage.gradient_checkpointing,
+        learning_rate=max(stage.train.values()),
+        lr_scheduler_type=stage.scheduler,
+        warmup_steps=stage.warmup_ratio,
+        weight_decay=stage.weight_decay,
+        max_grad_norm=stage.max_grad_norm,
+        adam_beta2=stage.adam_beta2,
+        logging_steps=stage.log_steps,
+        logging_first_step=True,
+        save_steps=stage.save_steps,
+        save_total_limit=2,
+        dataloader_num_workers=stage.workers,
+        bf16=bf16,
+        seed=seed,
+        data_seed=seed,
+        report_to="none",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        disable_tqdm=quiet,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
