@@ -16,9 +16,9 @@ from transformers.models.auto import modeling_auto
 from .config import AlignVLMConfig
 from .connectors import CONNECTORS, build_connector
 from .errors import AlignVLMError
+from .generation import AlignVLMForConditionalGeneration
 from .image_processor import AlignVLMImageProcessor
 from .model import AlignVLMModel
-from .generation import AlignVLMForConditionalGeneration
 from .ops import vocab_mixture
 from .processor import AlignVLMProcessor
 
@@ -47,7 +47,10 @@ AutoImageProcessor.register(
 )
 AutoProcessor.register(AlignVLMConfig, AlignVLMProcessor, exist_ok=True)
 # pipelines and `transformers serve` look classes up by name in these tables
-for _table in ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES", "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES"):
+for _table in (
+    "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+    "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES",
+):
     _names = getattr(modeling_auto, _table, None)
     if _names is not None:
         _names["alignvlm"] = "AlignVLMForConditionalGeneration"

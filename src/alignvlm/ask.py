@@ -116,5 +116,3 @@ def ask(
         prefill_ms=(first - start) * 1000,
         total_ms=(end - start) * 1000,
     )
-
-

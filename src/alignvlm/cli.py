@@ -170,7 +170,9 @@ def inspect(
 
 @app.command()
 def info(
-    model: Annotated[str | None, typer.Argument(help="folder or hub id; none: this machine")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="folder or hub id; none: this machine")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Say what a model is made of, or what this machine has."""

@@ -106,9 +106,7 @@ def compose(
     tokenizer = load_tokenizer(text)
     language_model = AutoModelForCausalLM.from_pretrained(resolve(text), dtype=dtype)
     vision_settings = vision_config(vision)
-    config = build_config(
-        vision_settings, language_model.config, connector, tokenizer, **options
-    )
+    config = build_config(vision_settings, language_model.config, connector, tokenizer, **options)
     # only the new parts are initialised; the language model is moved in as loaded
     with torch.device("meta"):
         model = AlignVLMForConditionalGeneration(config)

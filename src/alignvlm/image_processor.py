@@ -63,10 +63,11 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _scale_to_byte(grey: NDArray) -> NDArray:
-    """16-bit, 32-bit or float grey to 8 bits: by the type's range where the values use it."""
+    """16-bit, 32-bit or float grey to 8 bits, by the smallest range that holds the values."""
     values = np.nan_to_num(grey.astype(np.float64))
     peak = values.max()
-    top = 1.0 if peak <= 1 else 255.0 if peak <= 255 else 65535.0 if peak <= 65535 else peak
+    unit = peak <= 1 and grey.dtype.kind == "f"
+    top = 1.0 if unit else 255.0 if peak <= 255 else 65535.0 if peak <= 65535 else peak
     return np.clip(values / top * 255, 0, 255).round().astype(np.uint8)
 
 

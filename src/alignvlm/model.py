@@ -29,7 +29,7 @@ class AlignVLMPreTrainedModel(PreTrainedModel):
     config: AlignVLMConfig
     config_class = AlignVLMConfig
     base_model_prefix = "model"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True

@@ -98,7 +98,7 @@ def read_page(
             f"inspect needs the 'align' connector; this model has {model.config.connector.type!r}"
         )
     batch = processor.image_processor([image], return_tensors="pt")
-    rows, cols, thumbnail = batch["image_grids"][0].tolist()
+    rows, cols, _ = batch["image_grids"][0].tolist()
     grid = Grid(rows, cols)
     pixels = batch["pixel_values"][: grid.tiles].to(model.device)  # the thumbnail has no place
     features = core.encode_tiles(pixels)

@@ -276,9 +276,7 @@ class AlignConnector(Connector):
     def telemetry(self, features: Float[Tensor, "*n d_vision"]) -> VocabTelemetry:
         """Entropy, effective vocabulary and top probability, averaged over the visual tokens."""
         entropy, top = self._entropy_and_top(features)
-        return VocabTelemetry(
-            entropy.mean().item(), entropy.exp().mean().item(), top.mean().item()
-        )
+        return VocabTelemetry(entropy.mean().item(), entropy.exp().mean().item(), top.mean().item())
 
     def _entropy_and_top(self, features: Tensor) -> tuple[Tensor, Tensor]:
         hidden = self.hidden(features).flatten(0, -2)

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from PIL import ImageColor, ImageFont
 
-from alignvlm.errors import ConfigError, DataError
+from ..errors import ConfigError, DataError
 
 MIN_CHARS, MAX_CHARS = 60, 600
 """Length of a passage, in characters."""
@@ -322,7 +322,7 @@ def _round(cell: str) -> str:
 
 @functools.cache
 def default_fonts() -> tuple[str, ...]:
-    """Fonts that dependencies carry: the same everywhere. matplotlib's DejaVu and STIX, Pillow's."""
+    """Fonts that dependencies carry: everywhere the same: matplotlib's DejaVu, STIX; Pillow's."""
     folder = package_folder("matplotlib")
     files = sorted((folder / "mpl-data" / "fonts" / "ttf").glob("*.ttf")) if folder else []
     names = ("DejaVuSans", "DejaVuSerif", "STIXGeneral")
@@ -336,6 +336,12 @@ def system_fonts() -> tuple[str, ...]:
     folders = ("/usr/share/fonts", os.environ.get("ALIGNVLM_FONTS", ""))
     files = {file for folder in folders if folder for file in _font_files(Path(folder))}
     return tuple(filter(_covers_ascii, sorted(files)))
+
+
+@functools.cache
+def _named_fonts() -> dict[str, str]:
+    """The default fonts by the name of their file, as recipes write them: ``DejaVuSans``."""
+    return {Path(file).stem: file for file in default_fonts()}
 
 
 def _font_files(folder: Path) -> list[str]:
@@ -352,8 +358,9 @@ def expand_fonts(references: tuple[str, ...]) -> tuple[str, ...]:
         elif Path(reference).is_dir():
             files = [file for file in _font_files(Path(reference)) if _covers_ascii(file)]
         else:
-            load_font(reference, 24)
-            files = [reference]
+            file = _named_fonts().get(reference, reference)
+            load_font(file, 24)
+            files = [file]
         if not files:
             raise ConfigError(f"render: no .ttf or .otf font that covers ASCII in {reference!r}")
         found.update(dict.fromkeys(files))

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageFilter
 
-from alignvlm.errors import ConfigError
+from ..errors import ConfigError
 
 Degrader = Literal["basic", "augraphy"]
 

@@ -18,34 +18,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..errors import DataError
+from ..image_processor import MAX_PIXELS, to_rgb
 
 if TYPE_CHECKING:
     from .render import Word
 
-MAX_PIXELS = 178_956_970
-"""Largest page accepted, in pixels: Pillow's own limit against decompression bombs."""
-
 FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "WEBP", "GIF", "BMP", "PPM", "JPEG2000", "AVIF")
 """Picture formats opened (never EPS and the like, which run other programs)."""
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return ``image`` as 8-bit RGB: EXIF rotation applied, transparency laid over white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I") or image.mode == "F":  # 16-bit scans: Pillow clips, never scales
-        scale = 255 / 65535 if np.asarray(image).max() > 255 else 1.0
-        return image.convert("F").point(lambda value: value * scale + 0).convert("L").convert("RGB")
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(white, layer).convert("RGB")
-    return image.convert("RGB")
 
 
 def open_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -21,7 +21,6 @@ from ..losses import IGNORE
 from ..tiling import Grid, fit_scale
 from .render import Word
 
-
 MAX_SHIFT = 2
 """Cells a token may move right when the cell it starts in is taken."""
 

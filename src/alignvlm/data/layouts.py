@@ -17,7 +17,7 @@ from numpy.random import Generator
 from alignvlm.data.corpus import MONTHS, Table, words
 
 if TYPE_CHECKING:
-    from alignvlm.data.render import Canvas
+    from .render import Canvas
 
 Facts = list[tuple[str, str]]
 

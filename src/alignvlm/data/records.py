@@ -10,6 +10,7 @@ A line of a JSONL file in full::
 
 - ``content`` may be a plain string; if no message places an image, every image goes first in the
   first user turn;
+- a turn may be written ``{"from": "human", "value": "<image>\\n..."}``, as LLaVA's data has it;
 - ``{"image": "p.png", "question": "?", "answer": "42"}`` is one image, one question, one answer.
 
 ``words`` (optional) has one list per image of ``{"text", "box": [x0, y0, x1, y1]}`` in pixels, and
@@ -198,6 +199,7 @@ def normalise_messages(messages: Any, num_images: int, *, where: str) -> list[di
     """
     if not isinstance(messages, list | tuple) or not messages:
         raise DataError(f"{where}: 'messages' must be a non-empty list of role and content")
+    messages = [_llava_turn(message) for message in messages]
     result: list[dict[str, Any]] = []
     for index, message in enumerate(messages):
         at = f"{where}: message {index + 1}"
@@ -228,6 +230,26 @@ def normalise_messages(messages: Any, num_images: int, *, where: str) -> list[di
     if placed != num_images:
         raise DataError(f"{where}: the messages place {placed} images but there are {num_images}")
     return result
+
+
+LLAVA_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
+
+
+def _llava_turn(message: Any) -> Any:
+    """LLaVA's ``from``/``value`` turn as ``role``/``content``; ``<image>`` marks become parts."""
+    if not isinstance(message, Mapping) or set(message) != {"from", "value"}:
+        return message
+    role = LLAVA_ROLES.get(message["from"], message["from"])
+    pieces = str(message["value"]).split("<image>")
+    if len(pieces) == 1:
+        return {"role": role, "content": message["value"]}
+    parts: list[dict[str, Any]] = []
+    for number, piece in enumerate(pieces):
+        if number:
+            parts.append({"type": "image"})
+        if piece.strip():
+            parts.append({"type": "text", "text": piece.strip()})
+    return {"role": role, "content": parts}
 
 
 def _parts(content: Any, role: str, at: str) -> list[dict[str, Any]]:
@@ -320,9 +342,15 @@ def _kind(value: Any) -> str:
 
 
 def column_map(
-    columns: Mapping[str, str] | None, present: Sequence[str] | None, *, where: str
+    columns: Mapping[str, str] | None,
+    present: Sequence[str] | None,
+    *,
+    where: str,
+    given: Sequence[str] = (),
 ) -> dict[str, str]:
     """Check a mapping from our names to a table's columns; ``None`` looks for our own names.
+
+    ``given``: roles that need no column.
 
     Raises:
         DataError: an unknown name on either side, or columns that do not make a record.
@@ -337,7 +365,7 @@ def column_map(
             has = f"it has {', '.join(present)}"
             raise DataError(f"{where}: no column {column!r}{nearest(column, present)}; {has}")
     full = "messages" in columns and ("images" in columns or "image" in columns)
-    if not full and not {"image", "question"} <= set(columns):
+    if not full and not {"image", "question"} <= {*columns, *given}:
         has = ", ".join(present) if present else "columns of unknown names"
         raise DataError(
             f"{where}: map columns to image and question (and answer), or to images and messages; "

@@ -1,7 +1,6 @@
 """Draw page images whose every word and character position is known.
 
-:func:`render_page` makes training pages from a :class:`RenderSpec` and a seed;
-:func:`render_table` draws a given table.
+:func:`render_page` makes training pages, :func:`render_table` draws a given table.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +29,8 @@ from alignvlm.data.corpus import (
     table_from_csv,
 )
 from alignvlm.data.degrade import Degrader, degrade
-from alignvlm.errors import ConfigError, DataError
+
+from ..errors import ConfigError, DataError
 
 Layout = Literal["text", "form", "receipt", "table"]
 Ruling = Literal["none", "header", "rows", "grid"]
@@ -76,9 +76,9 @@ class RenderSpec(BaseModel):
     """How pages look; ``(spec, seed)`` fixes a page to the last pixel.
 
     ``font_px`` is the font size (the em), both ends included; ``background`` and ``ink`` are ranges
-    of grey. ``fonts`` are font files, folders of them, ``"pillow:default"``, or ``"system"`` (see
-    :func:`alignvlm.data.corpus.system_fonts`); empty is ``default_fonts()``. ``random_text`` is the
-    fraction of words replaced by random strings: it teaches reading rather than guessing.
+    of grey. ``fonts`` are font files, folders of them, names of default fonts
+    (``"DejaVuSans"``), ``"pillow:default"``, or ``"system"`` (see ``corpus.system_fonts``); empty is ``default_fonts()``. ``random_text`` is the fraction of words
+    replaced by random strings: it teaches reading rather than guessing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -297,8 +297,7 @@ def render_page(spec: RenderSpec, seed: int) -> Page:
         if facts:
             page = canvas.page(spec.layout, facts)
             if rng.random() < spec.degrade:
-                image = degrade(page.image, rng, spec.degrader)
-                page = Page(image, page.words, page.facts, page.layout)
+                page = replace(page, image=degrade(page.image, rng, spec.degrader))
             return page
     raise ConfigError(
         f"render: a {spec.width} x {spec.height} px page with margin {spec.margin} has no room "
@@ -338,8 +337,7 @@ def render_table(
     """Draw a whole table, cells wrapped at 12 ems, as evaluation needs it.
 
     Args:
-        width: px; ``None`` fits the content. Columns shrink to fit; the last ones are left out if
-            the page is too narrow even so.
+        width: px; ``None`` fits the content, else columns shrink, at worst the last go.
         height: px; ``None`` fits the content, else rows that do not fit are left out.
         font_path: ``None`` is DejaVu Sans, or Pillow's font where matplotlib is missing.
         max_rows: at most so many rows below the header.

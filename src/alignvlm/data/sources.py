@@ -186,18 +186,25 @@ class _Hub:
         columns: Mapping[str, str] | None = None,
         *,
         limit: int | None = None,
+        question: str | None = None,
         require_answer: bool = True,
         name: str | None = None,
     ) -> None:
         self.reference, self.split, self.limit = str(reference), split, limit
+        self.question = question
         self.name = name or Path(self.reference).name
         self.require_answer = require_answer
         self._data = _load(self.reference, split, self.streaming)
-        self._columns = column_map(columns, self._data.column_names, where=self.reference)
+        given = () if question is None else ("question",)
+        self._columns = column_map(
+            columns, self._data.column_names, where=self.reference, given=given
+        )
 
     def _record(self, row: Mapping[str, Any], index: int) -> Record:
         where = f"{self.reference}[{self.split}]:{index}"
         obj = row_to_object(row, self._columns, where=where)
+        if self.question is not None:
+            obj.setdefault("question", self.question)
         record = validate_record(obj, where=where, require_answer=self.require_answer)
         return _named(record, self.name)
 
@@ -211,6 +218,7 @@ class HubSource(_Hub):
         split: split name.
         columns: from ``image question answer`` (or ``images messages``), and perhaps ``id``, to
             the set's own column names; ``None`` takes columns that already have these names.
+        question: asked of every image, for sets of captions or transcriptions.
         limit: keep only the first ``limit`` rows.
 
     Raises:

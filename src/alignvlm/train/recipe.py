@@ -58,6 +58,7 @@ class HubSourceSpec(SourceBase):
     path: str
     split: str = "train"
     columns: dict[str, str] = Field(default_factory=dict)
+    question: str | None = Field(None, description="asked of every image, for sets of captions")
 
 
 class BenchmarkSourceSpec(SourceBase):
@@ -125,8 +126,7 @@ class StageSpec(Strict):
         for part, rate in self.train.items():
             if part.split(".")[0] not in ("vision", "connector", "text"):
                 raise ValueError(
-                    f"train: unknown part {part!r}"
-                    f"{nearest(part, ('vision', 'connector', 'text'))}"
+                    f"train: unknown part {part!r}{nearest(part, ('vision', 'connector', 'text'))}"
                 )
             if rate < 0:
                 raise ValueError(f"train.{part}: a learning rate cannot be negative")
@@ -242,7 +242,9 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> Recipe:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path}: not a readable recipe: {' '.join(str(error).split())}") from None
+        raise ConfigError(
+            f"{path}: not a readable recipe: {' '.join(str(error).split())}"
+        ) from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of keys, found {type(data).__name__}")
     for override in overrides or []:

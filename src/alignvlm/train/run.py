@@ -25,15 +25,25 @@ from ..compose import compose, load_tokenizer
 from ..config import AlignConfig
 from ..data.collate import Collator
 from ..data.ground import as_words, frequent_tokens
-from ..data.sources import Source
+from ..data.reading import reading_accuracy
+from ..data.sources import MixedSource, Source
 from ..errors import AlignVLMError, ConfigError, WeightsError
 from ..generation import AlignVLMForConditionalGeneration
 from ..processor import AlignVLMProcessor, space_token_id
-from .recipe import Recipe, StageSpec, parse_recipe
-from .stages import StageDataset, StageTrainer, build_mix, set_trainable, training_arguments
+from .recipe import Recipe, RenderSourceSpec, StageSpec, parse_recipe
+from .stages import (
+    StageDataset,
+    StageTrainer,
+    build_mix,
+    build_source,
+    set_trainable,
+    training_arguments,
+)
 
 VOCABULARY_PAGES = 500
 """Pages counted to choose a pruned vocabulary."""
+PROBE_PAGES = 32
+"""Unseen pages read before and after a stage that trains P_vocab."""
 Report = Callable[[str], None]
 
 
@@ -101,7 +111,8 @@ def train(
     out = Path(out)
     work = out.with_name(out.name + ".training")
     _prepare(recipe, out, work, resume, overwrite)
-    quiet or transformers.logging.set_verbosity_warning()
+    if not quiet:
+        transformers.logging.set_verbosity_warning()
     try:
         for number, stage in enumerate(recipe.stages, start=1):
             folder = work / f"{number:02d}-{stage.name}"
@@ -209,10 +220,27 @@ def _run_stage(
         lm_weight=stage.loss.lm,
         callbacks=[TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))],
     )
+    probe = _probe(stage, seed)
+    if probe is not None and checkpoint is None:
+        report(f"  before: {reading_accuracy(model, processor, probe, PROBE_PAGES)}")
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    if losses:
+        report(f"  training loss {losses[0]:.3f} at the first log, {losses[-1]:.3f} at the last")
+    if probe is not None:
+        report(f"  after:  {reading_accuracy(model, processor, probe, PROBE_PAGES)}")
     if dataset.dropped:
         report(f"  {dataset.dropped} samples were longer than {stage.max_length} tokens")
     _save_stage(model, processor, trainer, stage, folder)
+
+
+def _probe(stage: StageSpec, seed: int) -> Source | None:
+    """Rendered pages that the stage never shows, if it grounds P_vocab on rendered pages."""
+    rendered = [spec for spec in stage.sources if isinstance(spec, RenderSourceSpec)]
+    if not stage.loss.vocab or not rendered:
+        return None
+    sources = [build_source(spec, seed + 500_000) for spec in rendered]
+    return MixedSource(sources, [spec.weight for spec in rendered], PROBE_PAGES, seed=seed)
 
 
 def _bf16() -> bool:

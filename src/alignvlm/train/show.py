@@ -63,9 +63,7 @@ class Shown:
         lines.append("position  id      mask   text")
         for text, start, stop, index, supervised in self._runs():
             where = f"{start}" if stop == start + 1 else f"{start}-{stop - 1}"
-            lines.append(
-                f"{where:<9} {index:<7} {'learn' if supervised else '  -  '}  {text!r}"
-            )
+            lines.append(f"{where:<9} {index:<7} {'learn' if supervised else '  -  '}  {text!r}")
         if self.cells:
             lines.append(f"tokens that start in each cell ({self.lost} lost):")
             lines += [" ".join(f"{cell:<5.5}" for cell in row).rstrip() for row in self.cells]
@@ -106,6 +104,7 @@ def show(
         ConfigError, DataError: no such recipe, stage, file or sample.
     """
     source: Source
+    recipe: Recipe | None = None
     if reference.endswith((".jsonl", ".json")):
         if model is None:
             raise AlignVLMError("data show of a JSONL file needs --model, whose processor encodes")
@@ -117,7 +116,7 @@ def show(
         source = build_mix(recipe.stages[stage - 1], recipe.seed + 1000 * stage)
     if index >= len(source):
         raise DataError(f"{reference} has {len(source)} samples, there is no number {index}")
-    config, processor = _parts(recipe) if model is None else _loaded(model)
+    config, processor = _loaded(model) if model is not None else _parts(recipe)
     record = source[index]
     sample = chat.encode(record, processor)
     ids, labels = sample["input_ids"].tolist(), sample["labels"].tolist()
@@ -148,12 +147,13 @@ def _add_cells(shown: Shown, truth: GroundTruth, blank_id: int | None, tokenizer
         shown.cells.append(["." if i == blank_id else tokenizer.decode([i]).strip() for i in row])
 
 
-def _parts(recipe: Recipe) -> tuple[Any, AlignVLMProcessor]:
+def _parts(recipe: Recipe | None) -> tuple[Any, AlignVLMProcessor]:
     """Config and processor of a recipe, without building its model."""
     from transformers import AutoConfig
 
     from ..hub import resolve
 
+    assert recipe is not None
     spec = recipe.model
     tokenizer = load_tokenizer(spec.text)
     config = build_config(

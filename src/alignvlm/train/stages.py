@@ -66,7 +66,7 @@ def build_source(spec: SourceSpec, seed: int) -> Source:
     if isinstance(spec, JsonlSourceSpec):
         source = JsonlSource(spec.path)
     elif isinstance(spec, HubSourceSpec):
-        source = HubSource(spec.path, spec.split, spec.columns or None)
+        source = HubSource(spec.path, spec.split, spec.columns or None, question=spec.question)
     elif isinstance(spec, BenchmarkSourceSpec):
         source = BENCHMARKS[spec.type](spec.path, spec.split)
     else:
@@ -141,7 +141,9 @@ class StageDataset(Dataset):
 class StageTrainer(Trainer):
     """transformers' Trainer with one learning rate a part and ALIGN's losses in the log."""
 
-    def __init__(self, *args: Any, rates: dict[str, float], lm_weight: float, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, rates: dict[str, float], lm_weight: float, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.rates = rates
         self.lm_weight = lm_weight
@@ -154,7 +156,9 @@ class StageTrainer(Trainer):
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad:
                     decay = self.args.weight_decay if parameter.ndim > 1 else 0.0
-                    groups.setdefault((learning_rate(name, self.rates), decay), []).append(parameter)
+                    groups.setdefault((learning_rate(name, self.rates), decay), []).append(
+                        parameter
+                    )
             self.optimizer = torch.optim.AdamW(
                 [
                     {"params": params, "lr": rate, "weight_decay": decay}
@@ -166,21 +170,33 @@ class StageTrainer(Trainer):
         return self.optimizer
 
     def compute_loss(  # type: ignore[override]
-        self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: nn.Module,
+        inputs: dict,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Any:
-        """``lm_weight`` times the language-model loss plus the weighted loss on P_vocab."""
-        if self.lm_weight:
-            inputs = {**inputs, "skip_logits": True, "use_cache": False}
-            if num_items_in_batch is not None:
-                inputs["num_items_in_batch"] = num_items_in_batch
-        else:
+        """``lm_weight`` times the language-model loss plus the weighted loss on P_vocab.
+
+        With ``num_items_in_batch`` the language-model loss is already the share of this
+        micro-batch in the whole step, and the Trainer does not divide by the accumulation steps;
+        the loss on P_vocab, a mean over this micro-batch's cells, then is divided here.
+        """
+        if not self.lm_weight:
             inputs = {k: inputs[k] for k in ("pixel_values", "image_grids", "vocab_targets")}
-        outputs = model(**inputs)
-        loss = outputs.loss
-        if outputs.lm_loss is not None and self.lm_weight != 1:
-            loss = loss + (self.lm_weight - 1) * outputs.lm_loss
-        if not self.lm_weight and self.args.gradient_accumulation_steps > 1:
-            loss = loss / self.args.gradient_accumulation_steps
+            outputs = model(**inputs)
+            self._note(outputs)
+            return (outputs.loss, outputs) if return_outputs else outputs.loss
+        outputs = model(
+            **inputs, skip_logits=True, use_cache=False, num_items_in_batch=num_items_in_batch
+        )
+        loss, vocab_share = self.lm_weight * outputs.lm_loss, 1.0
+        if num_items_in_batch is not None:
+            vocab_share = 1 / self.current_gradient_accumulation_steps
+            if self.args.average_tokens_across_devices:
+                loss = loss * self.accelerator.num_processes
+        if outputs.vocab_loss is not None:
+            loss = loss + self.model.config.vocab_loss_weight * vocab_share * outputs.vocab_loss
         self._note(outputs)
         return (loss, outputs) if return_outputs else loss
 
