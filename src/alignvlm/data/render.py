@@ -76,9 +76,10 @@ class RenderSpec(BaseModel):
     """How pages look; ``(spec, seed)`` fixes a page to the last pixel.
 
     ``font_px`` is the font size (the em), both ends included; ``background`` and ``ink`` are ranges
-    of grey. ``fonts`` are font files, folders of them, names of default fonts
-    (``"DejaVuSans"``), ``"pillow:default"``, or ``"system"`` (see ``corpus.system_fonts``); empty is ``default_fonts()``. ``random_text`` is the fraction of words
-    replaced by random strings: it teaches reading rather than guessing.
+    of grey. ``fonts`` are font files, folders of them, names of default fonts (``"DejaVuSans"``),
+    ``"pillow:default"``, or ``"system"`` (see ``corpus.system_fonts``); empty is
+    ``default_fonts()``. ``random_text`` is the fraction of words replaced by random strings: it
+    teaches reading rather than guessing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -217,7 +217,7 @@ def _run_stage(
         train_dataset=dataset,
         data_collator=Collator(processor.tokenizer.pad_token_id),
         rates=stage.train,
-        lm_weight=stage.loss.lm,
+        losses=stage.loss,
         callbacks=[TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))],
     )
     probe = _probe(stage, seed)

@@ -19,7 +19,14 @@ from ..data.sources import HubSource, JsonlSource, MixedSource, RenderSource, So
 from ..errors import ConfigError, DataError
 from ..generation import AlignVLMForConditionalGeneration
 from ..processor import AlignVLMProcessor
-from .recipe import BenchmarkSourceSpec, HubSourceSpec, JsonlSourceSpec, SourceSpec, StageSpec
+from .recipe import (
+    BenchmarkSourceSpec,
+    HubSourceSpec,
+    JsonlSourceSpec,
+    LossSpec,
+    SourceSpec,
+    StageSpec,
+)
 
 PARTS = {"vision": "model.vision_model", "connector": "model.connector", "text": ""}
 """Where each part lives; ``text`` is everything else: the language model and its head."""
@@ -142,11 +149,11 @@ class StageTrainer(Trainer):
     """transformers' Trainer with one learning rate a part and ALIGN's losses in the log."""
 
     def __init__(
-        self, *args: Any, rates: dict[str, float], lm_weight: float, **kwargs: Any
+        self, *args: Any, rates: dict[str, float], losses: LossSpec, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
         self.rates = rates
-        self.lm_weight = lm_weight
+        self.lm_weight, self.vocab_weight = losses.lm, losses.vocab
         self.parts: dict[str, list[float]] = {}
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
@@ -196,7 +203,7 @@ class StageTrainer(Trainer):
             if self.args.average_tokens_across_devices:
                 loss = loss * self.accelerator.num_processes
         if outputs.vocab_loss is not None:
-            loss = loss + self.model.config.vocab_loss_weight * vocab_share * outputs.vocab_loss
+            loss = loss + self.vocab_weight * vocab_share * outputs.vocab_loss
         self._note(outputs)
         return (loss, outputs) if return_outputs else loss
 
