@@ -57,7 +57,8 @@ def main() -> None:
         answer = ask(model, processor, [page.image], fact.question, max_new_tokens=24)
         print(f"\nQ: {fact.question}\nA: {answer.text}\n   (on the page: {fact.answer})")
         print(
-            f"   {answer.visual_tokens} visual tokens, first token after "
+            f"   {answer.visual_tokens} visual tokens, {answer.kept_visual_tokens} not blank; "
+            f"first token after "
             f"{answer.prefill_ms:.0f} ms, {answer.new_tokens} tokens in {answer.total_ms:.0f} ms"
         )
 

@@ -153,7 +153,7 @@ def test_merge_then_embeddings_equals_pixels(make_model, make_batch):
     images = {key: batch[key] for key in ("input_ids", "pixel_values", "image_grids")}
     mask = batch["attention_mask"]
     with torch.no_grad():
-        embeds, visual, loss = model.model.merge(**images)
+        embeds, visual, loss, _ = model.model.merge(**images)
         assert loss is None
         assert len(visual) == 20
         by_embeds = model(inputs_embeds=embeds, attention_mask=mask).logits
@@ -169,7 +169,7 @@ def test_text_positions_keep_their_embeddings(make_model, make_batch):
     batch = make_batch(model.config)
     images = {key: batch[key] for key in ("input_ids", "pixel_values", "image_grids")}
     with torch.no_grad():
-        embeds, visual, _ = model.model.merge(**images)
+        embeds, visual, *_ = model.model.merge(**images)
         plain = model.get_input_embeddings()(batch["input_ids"])
         features = model.get_image_features(batch["pixel_values"], batch["image_grids"])
     at_image = batch["input_ids"] == model.config.image_token_id

@@ -23,8 +23,9 @@ class Answer:
 
     Attributes:
         text: the answer.
-        visual_tokens: placeholders the pages took in the prompt.
-        prompt_tokens: length of the whole prompt.
+        visual_tokens: cells of the pages.
+        kept_visual_tokens: those that reached the language model after blank dropping.
+        prompt_tokens: length of the whole prompt, as the language model got it.
         new_tokens: tokens generated.
         prefill_ms: from the prompt to the first token, encoder and connector included.
         total_ms: until the last token.
@@ -32,6 +33,7 @@ class Answer:
 
     text: str
     visual_tokens: int
+    kept_visual_tokens: int
     prompt_tokens: int
     new_tokens: int
     prefill_ms: float
@@ -98,19 +100,24 @@ def ask(
     ).to(model.device)
     clock = _FirstToken()
     with torch.inference_mode():
+        visual = int((batch["input_ids"] == processor.image_token_id).sum())
+        prompt = dict(batch)
+        if "pixel_values" in batch:
+            prompt = model.compact_prompt(**batch)
         output = model.generate(
-            **batch,
+            **prompt,
             max_new_tokens=max_new_tokens,
             **{"do_sample": False, "streamer": clock, **generation},
         )
     end = time.perf_counter()
-    length = batch["input_ids"].shape[1]
+    length = prompt["input_ids"].shape[1]
     new = output[0, length:]
     # the streamer is first given the prompt, then each token
     first = clock.times[1] if len(clock.times) > 1 else end
     return Answer(
         text=processor.tokenizer.decode(new, skip_special_tokens=True).strip(),
-        visual_tokens=int((batch["input_ids"] == processor.image_token_id).sum()),
+        visual_tokens=visual,
+        kept_visual_tokens=int((prompt["input_ids"] == processor.image_token_id).sum()),
         prompt_tokens=length,
         new_tokens=len(new),
         prefill_ms=(first - start) * 1000,

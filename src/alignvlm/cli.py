@@ -114,6 +114,7 @@ def ask(
 def _timings(answer: Any) -> dict[str, Any]:
     return {
         "visual_tokens": answer.visual_tokens,
+        "kept_visual_tokens": answer.kept_visual_tokens,
         "prompt_tokens": answer.prompt_tokens,
         "new_tokens": answer.new_tokens,
         "prefill_ms": round(answer.prefill_ms, 1),

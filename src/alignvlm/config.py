@@ -185,6 +185,8 @@ class AlignVLMConfig(PreTrainedConfig):
             stay outside.
         vocab_loss_weight: weight of the loss on P_vocab where targets are given.
         blank_loss_weight: weight of the blank cells' mean within that loss.
+        blank_threshold: visual tokens whose P_vocab gives the blank id more than this leave the
+            sequence before the language model; ``None`` keeps all.
 
     Raises:
         ConfigError: unknown connector, or page order with a connector that has no token grid.
@@ -211,6 +213,7 @@ class AlignVLMConfig(PreTrainedConfig):
         connector_vocab_size: int | None = None,
         vocab_loss_weight: float = 1.0,
         blank_loss_weight: float = 0.25,
+        blank_threshold: float | None = None,
         **kwargs: Any,
     ) -> None:
         self.vision_config = _sub_config(vision_config, "siglip_vision_model")
@@ -234,6 +237,12 @@ class AlignVLMConfig(PreTrainedConfig):
         self.connector_vocab_size = connector_vocab_size or self.text_config.vocab_size
         self.vocab_loss_weight = vocab_loss_weight
         self.blank_loss_weight = blank_loss_weight
+        if blank_threshold is not None and self.connector.type != "align":
+            raise ConfigError(
+                f"blank_threshold needs the 'align' connector, not {self.connector.type!r}: only "
+                "ALIGN's P_vocab says what is blank"
+            )
+        self.blank_threshold = blank_threshold
         kwargs.setdefault(
             "tie_word_embeddings", bool(getattr(self.text_config, "tie_word_embeddings", False))
         )

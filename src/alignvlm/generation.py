@@ -11,6 +11,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .config import AlignVLMConfig
+from .dropping import Compact
 from .errors import AlignVLMError, ConfigError
 from .model import AlignVLMModel, AlignVLMPreTrainedModel
 from .outputs import AlignVLMCausalLMOutput, group_images
@@ -149,6 +150,53 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
             vocab_blank_loss=output.vocab_blank_loss,
         )
         return result.to_tuple() if return_dict is False else result
+
+    def compact_prompt(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor,
+        image_grids: Tensor,
+        attention_mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The prompt after blank dropping, as ``generate`` takes it.
+
+        Returns:
+            ``input_ids [B, L']``, ``inputs_embeds [B, L', D]``, ``attention_mask [B, L']``.
+        """
+        merged = self.model.merge(input_ids, pixel_values, image_grids, attention_mask)
+        if merged.keep is None:
+            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            embeds = merged.inputs_embeds
+            return {"input_ids": input_ids, "inputs_embeds": embeds, "attention_mask": mask}
+        compact = Compact.of(merged.keep)
+        return {
+            "input_ids": compact.gather(input_ids),
+            "inputs_embeds": compact.gather(merged.inputs_embeds),
+            "attention_mask": compact.mask,
+        }
+
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """transformers' ``generate``. With ``config.blank_threshold`` the prompt is shortened
+        first; what comes back starts with the full prompt all the same."""
+        pixels = kwargs.get("pixel_values")
+        if self.config.blank_threshold is None or pixels is None:
+            return super().generate(inputs, *args, **kwargs)
+        prompt = inputs if inputs is not None else kwargs.pop("input_ids")
+        kwargs.pop("input_ids", None)
+        images = {key: kwargs.pop(key) for key in ("pixel_values", "image_grids")}
+        short = self.compact_prompt(
+            prompt, **images, attention_mask=kwargs.pop("attention_mask", None)
+        )
+        output = super().generate(None, *args, **short, **kwargs)
+        sequences = output if isinstance(output, Tensor) else output.sequences
+        times = sequences.shape[0] // prompt.shape[0]
+        new = sequences[:, short["input_ids"].shape[1] :]
+        full = torch.cat([prompt.repeat_interleave(times, dim=0), new], dim=-1)
+        if isinstance(output, Tensor):
+            return full
+        output.sequences = full
+        return output
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The head, with the scaling or soft cap that some language models put behind it."""

@@ -17,9 +17,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .config import AlignVLMConfig
 from .connectors import AlignConnector, Connector, build_connector
+from .dropping import Compact, kept_positions
 from .errors import AlignVLMError, ConfigError
 from .losses import VocabLoss, combine, vocab_loss
-from .outputs import AlignVLMModelOutput, group_images
+from .outputs import AlignVLMModelOutput, Merged, group_images
 from .tiling import Grid, page_order
 
 
@@ -184,43 +185,60 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         input_ids: Int[Tensor, "batch length"],
         pixel_values: Float[Tensor, "tiles 3 height width"] | None = None,
         image_grids: Int[Tensor, "images 3"] | None = None,
+        attention_mask: Int[Tensor, "batch length"] | None = None,
         vocab_targets: Int[Tensor, "tiles n"] | None = None,
-    ) -> tuple[Tensor, Tensor | None, VocabLoss | None]:
+    ) -> Merged:
         """Prompt embeddings with visual tokens written over the placeholders.
-
-        Returns:
-            ``inputs_embeds [B, L, D]``, the visual tokens ``[sum n_i, D]`` and the loss on
-            P_vocab, the last two if asked for.
 
         Raises:
             AlignVLMError: placeholders and visual tokens do not match; the sample is named.
         """
         embeds = self.get_input_embeddings()(input_ids)
         if pixel_values is None:
-            return self._touch_image_path(embeds), None, None
+            return Merged(self._touch_image_path(embeds))
         if image_grids is None:
             raise AlignVLMError("pixel_values needs image_grids; use AlignVLMProcessor for both")
         features = self.encode_tiles(pixel_values)
-        loss = None
-        if vocab_targets is None:
-            tokens = self.connector(features, self.text_embedding())
-        else:
-            tokens, loss = self._mixture_and_loss(features, vocab_targets)
+        tokens, loss, blank = self._tokens(features, vocab_targets)
         images = self.assemble(self._scaled(tokens), image_grids)
         mask = input_ids == self.config.image_token_id
         group_images(mask.sum(-1).tolist(), [len(image) for image in images])
         visual = torch.cat(images).to(embeds.device, embeds.dtype)
-        return embeds.masked_scatter(mask[..., None], visual), visual, loss
+        embeds = embeds.masked_scatter(mask[..., None], visual)
+        if blank is None:
+            return Merged(embeds, visual, loss)
+        ordered = torch.cat(self.assemble(blank[..., None], image_grids))[:, 0]
+        dropped = torch.zeros_like(mask).masked_scatter(mask, ordered.to(mask.device))
+        keep = kept_positions(
+            input_ids, attention_mask, dropped, self.config.image_token_id, self.config.row_end
+        )
+        return Merged(embeds, visual, loss, keep)
 
-    def _mixture_and_loss(self, features: Tensor, targets: Tensor) -> tuple[Tensor, VocabLoss]:
+    def _tokens(
+        self, features: Tensor, targets: Tensor | None
+    ) -> tuple[Tensor, VocabLoss | None, Tensor | None]:
+        """Visual tokens ``[T, n, D]``, the loss on P_vocab if there are targets, and which tokens
+        are blank ``[T, n]`` if those are dropped."""
+        config = self.config
+        if targets is None and config.blank_threshold is None:
+            return self.connector(features, self.text_embedding()), None, None
         align = self._align()
         hidden = align.hidden(features).flatten(1, 2)
-        result = align.mixture(hidden, self.text_embedding(), targets)
-        assert result.output is not None and result.target_logits is not None
-        nll = (result.logsumexp - result.target_logits).flatten()
-        config = self.config
-        loss = combine(nll, targets.flatten(), config.blank_token_id, config.blank_loss_weight)
-        return result.output, loss
+        asked = torch.full((*hidden.shape[:2], 2), -1, device=hidden.device)
+        if targets is not None:
+            asked[..., 0] = targets
+        if config.blank_threshold is not None:
+            asked[..., 1] = config.blank_token_id
+        result = align.mixture(hidden, self.text_embedding(), asked)
+        assert result.target_logits is not None
+        log_p = result.target_logits - result.logsumexp[..., None]
+        loss, blank = None, None
+        if targets is not None:
+            nll = -log_p[..., 0].flatten()
+            loss = combine(nll, targets.flatten(), config.blank_token_id, config.blank_loss_weight)
+        if config.blank_threshold is not None:
+            blank = log_p[..., 1].detach().exp() > config.blank_threshold
+        return result.output, loss, blank
 
     def _touch_image_path(self, embeds: Tensor) -> Tensor:
         # a rank whose batch has no image must still take part in the others' gradient collectives
@@ -254,6 +272,10 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
             vocab_targets: int64 ``[T, n]``, the id under each visual token in tile order, negative
                 where not scored: adds the loss on P_vocab.
 
+        With ``config.blank_threshold`` the language model sees only what remains (see
+        :mod:`alignvlm.dropping`); ``last_hidden_state`` has the prompt's full length, zero where
+        nothing remained, and there is no cache.
+
         Raises:
             AlignVLMError: both or neither of input_ids and inputs_embeds, images with
                 inputs_embeds, or placeholders that do not match the images.
@@ -264,24 +286,31 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
             raise AlignVLMError(
                 "pixel_values needs input_ids; with inputs_embeds merge the images before (merge())"
             )
-        visual, loss = None, None
+        merged, compact = Merged(inputs_embeds), None
         if inputs_embeds is None:
-            inputs_embeds, visual, loss = self.merge(
-                input_ids, pixel_values, image_grids, vocab_targets
-            )
+            merged = self.merge(input_ids, pixel_values, image_grids, attention_mask, vocab_targets)
+        if merged.keep is not None:
+            # a cache of the shortened prompt would not fit the caller's positions; generate()
+            # shortens the prompt itself and keeps its cache
+            compact, kwargs["use_cache"] = Compact.of(merged.keep), False
+            merged = merged._replace(inputs_embeds=compact.gather(merged.inputs_embeds))
+            attention_mask, position_ids = compact.mask, compact.positions()
         output = self.language_model(
-            inputs_embeds=inputs_embeds,
+            inputs_embeds=merged.inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             **kwargs,
         )
+        hidden, loss = output.last_hidden_state, merged.vocab_loss
+        if compact is not None:
+            hidden = compact.scatter(hidden, input_ids.shape[1])
         return AlignVLMModelOutput(
-            last_hidden_state=output.last_hidden_state,
+            last_hidden_state=hidden,
             past_key_values=output.past_key_values,
             hidden_states=output.hidden_states,
             attentions=output.attentions,
-            image_hidden_states=visual,
+            image_hidden_states=merged.visual_tokens,
             vocab_loss=None if loss is None else loss.loss,
             vocab_text_loss=None if loss is None else loss.text,
             vocab_blank_loss=None if loss is None else loss.blank,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from .errors import AlignVLMError
+from .losses import VocabLoss
 
 
 @dataclass
@@ -30,6 +32,23 @@ class AlignVLMCausalLMOutput(CausalLMOutputWithPast):
     vocab_loss: Tensor | None = None
     vocab_text_loss: Tensor | None = None
     vocab_blank_loss: Tensor | None = None
+
+
+class Merged(NamedTuple):
+    """A prompt with its images in it.
+
+    Attributes:
+        inputs_embeds: ``[B, L, D]``.
+        visual_tokens: of all images, ``[sum n_i, D]``; ``None`` without images.
+        vocab_loss: the loss on P_vocab, if there were targets.
+        keep: bool ``[B, L]``, positions that remain once blank visual tokens are dropped; ``None``
+            if none are.
+    """
+
+    inputs_embeds: Tensor
+    visual_tokens: Tensor | None = None
+    vocab_loss: VocabLoss | None = None
+    keep: Tensor | None = None
 
 
 def group_images(placeholders: list[int], visual_tokens: list[int]) -> list[range]:

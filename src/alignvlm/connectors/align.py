@@ -141,14 +141,15 @@ class AlignConnector(Connector):
         self,
         hidden: Float[Tensor, "*n d_text"],
         text_embedding: Float[Tensor, "vocab d_text"] | None,
-        targets: Int[Tensor, "*n"] | None = None,
+        targets: Int[Tensor, "..."] | None = None,
     ) -> VocabMixture:
         """The op on :meth:`hidden`'s output.
 
         Args:
             hidden: LayerNorm(W1 F).
             text_embedding: the language model's table, or ``None`` to skip the mixture.
-            targets: language-model token ids to return the logits of; negative: none.
+            targets: language-model token ids to return the logits of, ``*n`` or ``*n k``;
+                negative: none.
 
         Raises:
             ValueError: a target is not among the kept tokens.

@@ -77,7 +77,13 @@ def encode(
 
 
 def encode_images(record: Record, processor: AlignVLMProcessor) -> dict[str, Tensor]:
-    """Only the tiles, for a stage without a language model."""
+    """Only the tiles, for a stage without a language model.
+
+    Raises:
+        DataError: the record has no image.
+    """
+    if not record.images:
+        raise DataError(f"{record.id}: has no image, and this stage trains no language model")
     batch = processor.image_processor(load_images(record), return_tensors="pt")
     return {key: batch[key] for key in ("pixel_values", "image_grids")}
 

@@ -49,16 +49,17 @@ def as_words(dicts: Sequence[dict[str, Any]]) -> list[Word]:
     evenly over the word's box.
     """
     words: list[Word] = []
-    line, bottom, middle = -1, float("-inf"), 0.0
+    line, top, bottom = -1, 0.0, 0.0
     for entry in dicts:
         x0, y0, x1, y1 = entry["box"]
         text = entry["text"]
         if "line" in entry and entry["line"] is not None:
             line = entry["line"]
         else:
-            if line < 0 or not (y0 < middle < bottom or y0 < middle < y1) or x0 < words[-1].box[0]:
+            same = y0 < (top + bottom) / 2 < y1 or top < (y0 + y1) / 2 < bottom
+            if not words or not same or x0 < words[-1].box[0]:
                 line += 1
-            bottom, middle = y1, (y0 + y1) / 2
+        top, bottom = y0, y1
         edges = entry.get("char_x")
         if edges is None:
             edges = [x0 + (x1 - x0) * i / max(len(text), 1) for i in range(len(text))]
@@ -201,6 +202,9 @@ def frequent_tokens(
         if len(token.lstrip("\u0120\u2581")) <= 1 and index not in tokenizer.all_special_ids
     ]  # fmt: skip
     chosen = dict.fromkeys([*always, *sorted(single)])
+    usable = len(tokenizer) - len(set(tokenizer.all_special_ids) - set(chosen))
+    if keep > usable:
+        raise ConfigError(f"kept_tokens={keep} is more than the tokenizer's {usable} tokens")
     if len(chosen) > keep:
         raise ConfigError(f"kept_tokens={keep} cannot hold the {len(chosen)} one-character tokens")
     counts: Counter[int] = Counter()

@@ -64,7 +64,8 @@ def vocab_mixture(
         stats: fixed row statistics, :func:`vocab_stats` of a larger vocabulary of which ``weight``
             holds some rows: every kept token then has exactly the logit it had there. No gradient
             flows into the weights through given statistics.
-        targets: int64, same leading shape as ``x``; ids to return the logit of. Negative ids are
+        targets: int64, ids to return the logit of: the leading shape of ``x``, or that and one more
+            axis for several ids a row. Negative ids are
             ignored (logit 0, no gradient).
         impl: ``chunked`` (streams), ``reference`` (dense) or ``auto`` (chunked).
         chunk_size: vocabulary rows per block; default: chosen from N so that a block of logits
@@ -80,7 +81,10 @@ def vocab_mixture(
     """
     _check(x, weight, table, bias, norm_weight, norm_bias, normalize, stats, targets)
     flat = x.reshape(-1, x.shape[-1])
-    flat_targets = None if targets is None else targets.reshape(-1)
+    flat_targets = None
+    if targets is not None:
+        per_row = targets.shape[-1] if targets.ndim == x.ndim else 1
+        flat_targets = targets.reshape(-1, per_row)
     run = reference_vocab_mixture if impl == "reference" else chunked_vocab_mixture
     kwargs = {} if impl == "reference" else {"chunk_size": chunk_size}
     result = run(
@@ -91,7 +95,7 @@ def vocab_mixture(
     return VocabMixture(
         None if result.output is None else result.output.reshape(*lead, result.output.shape[-1]),
         result.logsumexp.reshape(lead),
-        None if result.target_logits is None else result.target_logits.reshape(lead),
+        None if result.target_logits is None else result.target_logits.reshape(targets.shape),
     )
 
 
@@ -107,7 +111,10 @@ def _check(x, weight, table, bias, norm_weight, norm_bias, normalize, stats, tar
     if not normalize and any(v is not None for v in (norm_weight, norm_bias, stats)):
         raise ValueError("norm_weight, norm_bias and stats need normalize=True")
     if targets is not None:
-        if targets.shape != x.shape[:-1]:
-            raise ValueError(f"targets {tuple(targets.shape)} must be {tuple(x.shape[:-1])}")
+        lead = x.shape[:-1]
+        if targets.shape[: len(lead)] != lead or targets.ndim > len(lead) + 1:
+            raise ValueError(
+                f"targets {tuple(targets.shape)} must be {tuple(lead)} or one more axis"
+            )
         if targets.device.type != "meta" and targets.numel() and int(targets.max()) >= vocab:
             raise ValueError(f"target {int(targets.max())} is not below the vocabulary's {vocab}")

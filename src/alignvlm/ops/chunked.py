@@ -62,7 +62,7 @@ def chunked_vocab_mixture(
     targets: Tensor | None,
     chunk_size: int | None = None,
 ) -> VocabMixture:
-    """See :func:`alignvlm.ops.vocab_mixture`; ``x`` is ``[N, D]``, ``targets`` ``[N]``."""
+    """See :func:`alignvlm.ops.vocab_mixture`; ``x`` is ``[N, D]``, ``targets`` ``[N, K]``."""
     dtype = statistics_dtype(x)
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be positive, got {chunk_size}")
@@ -255,10 +255,10 @@ def _block_logits(xs, weight, bias, gamma, beta, mu, r, block) -> tuple[Tensor, 
 
 def _target_logits(xs, weight, bias, gamma, beta, mu, r, targets) -> Tensor:
     ids = targets.clamp_min(0)
-    z = (xs * weight[ids].to(xs.dtype)).sum(-1)
+    z = torch.einsum("nd,nkd->nk", xs, weight[ids].to(xs.dtype))
     if bias is not None:
         z = z + bias[ids].to(xs.dtype)
-    s = (z - mu) * r
+    s = (z - mu[:, None]) * r[:, None]
     if gamma is not None:
         s = s * gamma[ids].to(xs.dtype)
     if beta is not None:
@@ -268,5 +268,6 @@ def _target_logits(xs, weight, bias, gamma, beta, mu, r, targets) -> Tensor:
 
 def _add_targets(ds: Tensor, targets: Tensor, t: Tensor, block: slice) -> None:
     inside = (targets >= block.start) & (targets < block.stop)
-    rows = inside.nonzero()[:, 0]
-    ds[rows, targets[rows] - block.start] += t[rows]
+    rows, which = inside.nonzero(as_tuple=True)
+    cells = (rows, targets[rows, which] - block.start)
+    ds.index_put_(cells, t[rows, which], accumulate=True)

@@ -65,7 +65,7 @@ def reference_vocab_mixture(
     stats: VocabStats | None,
     targets: Tensor | None,
 ) -> VocabMixture:
-    """See :func:`alignvlm.ops.vocab_mixture`; ``x`` is ``[N, D]``, ``targets`` ``[N]``."""
+    """See :func:`alignvlm.ops.vocab_mixture`; ``x`` is ``[N, D]``, ``targets`` ``[N, K]``."""
     s = normalised_logits(x, weight, bias, norm_weight, norm_bias, normalize, eps, stats)
     output = None
     if table is not None:
@@ -73,6 +73,6 @@ def reference_vocab_mixture(
             output = (torch.softmax(s, dim=-1) @ table.to(s.dtype)).to(table.dtype)
     target_logits = None
     if targets is not None:
-        picked = s.gather(1, targets.clamp_min(0)[:, None])[:, 0]
+        picked = s.gather(1, targets.clamp_min(0))
         target_logits = picked * (targets >= 0)
     return VocabMixture(output, torch.logsumexp(s, dim=-1), target_logits)

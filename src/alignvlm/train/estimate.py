@@ -99,19 +99,23 @@ def text_config(spec: ModelSpec) -> PreTrainedConfig:
 def meta_model(recipe: Recipe) -> AlignVLMForConditionalGeneration:
     """The recipe's model without storage."""
     spec = recipe.model
-    text = text_config(spec)
-    config = AlignVLMConfig(
-        vision_config=vision_config(spec.vision_config or spec.vision),
-        text_config=text,
-        connector_config=spec.connector,
-        tile_height=spec.tiling.tile_height,
-        tile_width=spec.tiling.tile_width,
-        token_order=spec.token_order,
-        row_end=spec.row_end,
-        vision_feature_layer=spec.vision_feature_layer,
-    )
-    with torch.device("meta"):
-        return AlignVLMForConditionalGeneration(config)
+    try:
+        config = AlignVLMConfig(
+            vision_config=vision_config(spec.vision_config or spec.vision),
+            text_config=text_config(spec),
+            connector_config=spec.connector,
+            tile_height=spec.tiling.tile_height,
+            tile_width=spec.tiling.tile_width,
+            token_order=spec.token_order,
+            row_end=spec.row_end,
+            vision_feature_layer=spec.vision_feature_layer,
+        )
+        with torch.device("meta"):
+            return AlignVLMForConditionalGeneration(config)
+    except AlignVLMError:
+        raise
+    except Exception as error:  # configs and models of other libraries raise many kinds
+        raise ConfigError(f"the model's parts do not fit: {' '.join(str(error).split())}") from None
 
 
 def estimate(recipe: Recipe) -> Estimate:

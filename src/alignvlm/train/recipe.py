@@ -168,6 +168,7 @@ class ModelSpec(Strict):
     token_order: Literal["page", "tile"] = "page"
     row_end: bool = True
     vision_feature_layer: int = -1
+    blank_threshold: float | None = Field(None, gt=0, lt=1, description="drop blank visual tokens")
     chat_template: str | None = None
     image_token: str | None = None
     text_config: dict[str, Any] | None = None

@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from ..generation import AlignVLMForConditionalGeneration
 from ..processor import AlignVLMProcessor, space_token_id
 from .recipe import Recipe, RenderSourceSpec, StageSpec, parse_recipe
 from .stages import (
+    LogBeforeSave,
     StageDataset,
     StageTrainer,
     build_mix,
@@ -44,6 +46,10 @@ VOCABULARY_PAGES = 500
 """Pages counted to choose a pruned vocabulary."""
 PROBE_PAGES = 32
 """Unseen pages read before and after a stage that trains P_vocab."""
+DISK_FULL = ("No space left", "os error 28", "PytorchStreamWriter", "inline_container.cc")
+"""How safetensors and torch say that a disk is full, in errors of their own."""
+CHECKPOINT_FILES = (("*model*", "global_step*"), ("optimizer*", "global_step*"), ("rng_state*",))
+"""What a checkpoint must hold, one of each; DeepSpeed keeps the first two in ``global_step*``."""
 Report = Callable[[str], None]
 
 
@@ -64,6 +70,7 @@ def build_model(recipe: Recipe) -> tuple[AlignVLMForConditionalGeneration, Align
         token_order=spec.token_order,
         row_end=spec.row_end,
         vision_feature_layer=spec.vision_feature_layer,
+        blank_threshold=spec.blank_threshold,
     )
 
 
@@ -108,7 +115,7 @@ def train(
             changed since.
         WeightsError: weights cannot be read or written; nothing half-written is left at ``out``.
     """
-    out = Path(out)
+    out = Path(os.path.abspath(out))
     work = out.with_name(out.name + ".training")
     _prepare(recipe, out, work, resume, overwrite)
     if not quiet:
@@ -129,8 +136,7 @@ def train(
             "run the same command with --resume"
         ) from None
     except Exception as error:
-        # safetensors and torch wrap a full disk in errors of their own
-        if "No space left" in str(error) or "os error 28" in str(error):
+        if any(words in str(error) for words in DISK_FULL):
             raise WeightsError(
                 f"could not write to {work}: no space left on the device; free some room, then "
                 "run the same command with --resume"
@@ -139,8 +145,11 @@ def train(
 
 
 def _prepare(recipe: Recipe, out: Path, work: Path, resume: bool, overwrite: bool) -> None:
-    if out.exists() and not overwrite:
-        raise ConfigError(f"{out} exists; choose another --out or pass --overwrite")
+    if out.exists():
+        if not overwrite:
+            raise ConfigError(f"{out} exists; choose another --out or pass --overwrite")
+        if not (out / "recipe.yaml").is_file():
+            raise ConfigError(f"{out} is not a trained model, so --overwrite leaves it alone")
     saved = work / "recipe.yaml"
     if work.exists() and resume:
         if not saved.is_file():
@@ -218,7 +227,7 @@ def _run_stage(
         data_collator=Collator(processor.tokenizer.pad_token_id),
         rates=stage.train,
         losses=stage.loss,
-        callbacks=[TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))],
+        callbacks=[LogBeforeSave(), TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))],
     )
     probe = _probe(stage, seed)
     if probe is not None and checkpoint is None:
@@ -261,7 +270,7 @@ def _save_stage(
             for entry in trainer.state.log_history
             if "loss" in entry
         ]
-        (partial / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         partial.rename(folder / "done")
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint, ignore_errors=True)
@@ -270,22 +279,26 @@ def _save_stage(
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written whole.
 
-    The Trainer writes its state file last; a checkpoint without a readable one was cut short by a
-    crash, and is removed.
+    The Trainer writes its state file last; a checkpoint without a readable one, or without weights
+    or optimiser, was cut short by a crash, and is removed.
     """
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     for checkpoint in reversed(found):
         try:
             json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-            return checkpoint
+            names = [path.name for path in checkpoint.iterdir()]
+            if all(any(fnmatch(n, p) for n in names for p in kind) for kind in CHECKPOINT_FILES):
+                return checkpoint
         except (OSError, ValueError):
-            shutil.rmtree(checkpoint, ignore_errors=True)
+            pass
+        shutil.rmtree(checkpoint, ignore_errors=True)
     return None
 
 
 def _finish(recipe: Recipe, work: Path, out: Path, overwrite: bool) -> Path:
     stages = [work / f"{n:02d}-{s.name}" / "done" for n, s in enumerate(recipe.stages, start=1)]
-    metrics = "".join((stage / "metrics.jsonl").read_text(encoding="utf-8") for stage in stages)
+    losses = [stage.parent / "metrics.jsonl" for stage in stages]
+    metrics = "".join(path.read_text(encoding="utf-8") for path in losses)
     final = stages[-1]
     (final / "metrics.jsonl").write_text(metrics, encoding="utf-8")
     shutil.copy(work / "recipe.yaml", final / "recipe.yaml")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..connectors import AlignConnector
 from ..data import chat
@@ -154,6 +154,8 @@ class StageTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.rates = rates
         self.lm_weight, self.vocab_weight = losses.lm, losses.vocab
+        self.blank_id = self.model.config.blank_token_id
+        self.step_cells = [0, 0]
         self.parts: dict[str, list[float]] = {}
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
@@ -185,33 +187,50 @@ class StageTrainer(Trainer):
     ) -> Any:
         """``lm_weight`` times the language-model loss plus the weighted loss on P_vocab.
 
-        With ``num_items_in_batch`` the language-model loss is already the share of this
-        micro-batch in the whole step, and the Trainer does not divide by the accumulation steps;
-        the loss on P_vocab, a mean over this micro-batch's cells, then is divided here.
+        Each loss is this micro-batch's share of the mean over the whole step, so that accumulating
+        gradients equals one large batch. With ``num_items_in_batch`` the Trainer adds the shares
+        up; without, it divides by the accumulation steps, so they are multiplied here.
         """
-        if not self.lm_weight:
-            inputs = {k: inputs[k] for k in ("pixel_values", "image_grids", "vocab_targets")}
-            outputs = model(**inputs)
-            self._note(outputs)
-            return (outputs.loss, outputs) if return_outputs else outputs.loss
-        outputs = model(
-            **inputs, skip_logits=True, use_cache=False, num_items_in_batch=num_items_in_batch
-        )
-        loss, vocab_share = self.lm_weight * outputs.lm_loss, 1.0
-        if num_items_in_batch is not None:
-            vocab_share = 1 / self.current_gradient_accumulation_steps
-            if self.args.average_tokens_across_devices:
-                loss = loss * self.accelerator.num_processes
+        parts: dict[str, Tensor] = {}
+        steps = getattr(self, "current_gradient_accumulation_steps", 1)
+        if self.lm_weight:
+            outputs = model(
+                **inputs, skip_logits=True, use_cache=False, num_items_in_batch=num_items_in_batch
+            )
+            parts["lm_loss"] = outputs.lm_loss
+            if num_items_in_batch is None:
+                parts["lm_loss"] = outputs.lm_loss / steps
+            elif self.args.average_tokens_across_devices:
+                parts["lm_loss"] = outputs.lm_loss * self.accelerator.num_processes
+        else:
+            outputs = model(
+                pixel_values=inputs["pixel_values"], vocab_targets=inputs["vocab_targets"]
+            )
         if outputs.vocab_loss is not None:
-            loss = loss + self.vocab_weight * vocab_share * outputs.vocab_loss
-        self._note(outputs)
+            text, blank = self._cells(inputs["vocab_targets"])
+            parts["vocab_text_loss"] = outputs.vocab_text_loss * text / max(self.step_cells[0], 1)
+            parts["vocab_blank_loss"] = outputs.vocab_blank_loss * blank / max(self.step_cells[1], 1)
+            weight = self.model.config.blank_loss_weight
+            parts["vocab_loss"] = parts["vocab_text_loss"] + weight * parts["vocab_blank_loss"]
+        for key, value in parts.items():
+            self.parts.setdefault(key, []).append(steps * float(value.detach()))
+        loss = self.lm_weight * parts["lm_loss"] if self.lm_weight else 0
+        if "vocab_loss" in parts:
+            loss = loss + self.vocab_weight * parts["vocab_loss"]
+        if num_items_in_batch is None:
+            loss = loss * steps
         return (loss, outputs) if return_outputs else loss
 
-    def _note(self, outputs: Any) -> None:
-        for key in ("lm_loss", "vocab_loss", "vocab_text_loss", "vocab_blank_loss"):
-            value = getattr(outputs, key, None)
-            if value is not None:
-                self.parts.setdefault(key, []).append(float(value.detach()))
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """The micro-batches of one step, whose text and blank cells are counted here."""
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        counts = [self._cells(b["vocab_targets"]) for b in batches if "vocab_targets" in b]
+        self.step_cells = [sum(kind) for kind in zip(*counts)] or [0, 0]
+        return batches, items
+
+    def _cells(self, targets: Tensor) -> tuple[int, int]:
+        blank = int((targets == self.blank_id).sum()) if self.blank_id is not None else 0
+        return int((targets >= 0).sum()) - blank, blank
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the losses' parts since the last log."""
@@ -224,6 +243,14 @@ class StageTrainer(Trainer):
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> torch.utils.data.Sampler:
         # the mix is already shuffled by the seed; going through it in order makes resume trivial
         return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+class LogBeforeSave(TrainerCallback):
+    """Logs at every checkpoint, so that none is left half-way through a mean of the losses."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        control.should_log |= control.should_save
+        return control
 
 
 def training_arguments(
