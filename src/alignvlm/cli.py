@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+import transformers
 import typer
 
 from .errors import AlignVLMError
@@ -211,7 +212,10 @@ def _fail(message: str) -> NoReturn:
 
 def main() -> None:
     """Entry point: errors a person can act on become one line and exit code 2."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if "TRANSFORMERS_VERBOSITY" not in os.environ:
+        transformers.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()
     try:
         app(standalone_mode=False)
     except AlignVLMError as error:

@@ -195,9 +195,11 @@ class Recipe(Strict):
 
     def to_yaml(self) -> str:
         """The resolved recipe, as saved with the weights."""
-        return yaml.safe_dump(
-            self.model_dump(mode="json", exclude_defaults=True), sort_keys=False, width=100
-        )
+        data = self.model_dump(mode="json", exclude_defaults=True)
+        # the key that chooses a connector is its own default, so it would be left out
+        connector = data["model"]["connector"]
+        data["model"]["connector"] = {"type": self.model.connector.type, **connector}
+        return yaml.safe_dump(data, sort_keys=False, width=100)
 
 
 def recipe_folders() -> list[Path]:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import transformers
 from torch.utils.tensorboard import SummaryWriter
-from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
+from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 
 from ..compose import compose, load_tokenizer
@@ -33,7 +33,7 @@ from ..generation import AlignVLMForConditionalGeneration
 from ..processor import AlignVLMProcessor, space_token_id
 from .recipe import Recipe, RenderSourceSpec, StageSpec, parse_recipe
 from .stages import (
-    LogBeforeSave,
+    Losses,
     StageDataset,
     StageTrainer,
     build_mix,
@@ -104,8 +104,8 @@ def train(
     Args:
         resume: go on where an interrupted run stopped; the loss curve is that of an unbroken run.
         overwrite: replace an existing ``out``.
-        quiet: no progress bars.
-        report: receives one line a stage.
+        quiet: no progress bars; the losses go to ``report``.
+        report: receives what happens, line by line.
 
     Returns:
         ``out``: a folder for ``from_pretrained``, with ``recipe.yaml`` and ``metrics.jsonl``.
@@ -118,7 +118,9 @@ def train(
     out = Path(os.path.abspath(out))
     work = out.with_name(out.name + ".training")
     _prepare(recipe, out, work, resume, overwrite)
-    if not quiet:
+    if quiet:
+        transformers.logging.disable_progress_bar()
+    else:
         transformers.logging.set_verbosity_warning()
     try:
         for number, stage in enumerate(recipe.stages, start=1):
@@ -227,8 +229,12 @@ def _run_stage(
         data_collator=Collator(processor.tokenizer.pad_token_id),
         rates=stage.train,
         losses=stage.loss,
-        callbacks=[LogBeforeSave(), TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))],
+        callbacks=[
+            Losses(report if quiet else None),
+            TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))),
+        ],
     )
+    trainer.remove_callback(PrinterCallback)  # it would print into a --json answer
     probe = _probe(stage, seed)
     if probe is not None and checkpoint is None:
         report(f"  before: {reading_accuracy(model, processor, probe, PROBE_PAGES)}")

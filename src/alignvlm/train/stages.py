@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -245,8 +246,20 @@ class StageTrainer(Trainer):
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
-class LogBeforeSave(TrainerCallback):
-    """Logs at every checkpoint, so that none is left half-way through a mean of the losses."""
+class Losses(TrainerCallback):
+    """Logs at every checkpoint too, so that none is left half-way through a mean of the losses.
+
+    Args:
+        report: receives one line a log; ``None`` leaves printing to the progress bar.
+    """
+
+    def __init__(self, report: Callable[[str], None] | None = None) -> None:
+        self.report = report
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if self.report is not None and "loss" in (logs or {}):
+            parts = ", ".join(f"{key} {logs[key]:.3f}" for key in logs if key.endswith("loss"))
+            self.report(f"  step {state.global_step}: {parts}")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         control.should_log |= control.should_save
@@ -257,13 +270,16 @@ def training_arguments(
     stage: StageSpec, folder: Path, seed: int, *, bf16: bool, quiet: bool
 ) -> TrainingArguments:
     """The stage's settings in transformers' words."""
+    # later versions of transformers call it by another name
+    new = "activation_checkpointing"
+    name = new if new in TrainingArguments.__dataclass_fields__ else "gradient_checkpointing"
     return TrainingArguments(
+        **{name: stage.gradient_checkpointing},
         output_dir=str(folder),
         max_steps=stage.steps or -1,
         num_train_epochs=1,
         per_device_train_batch_size=stage.batch_size,
         gradient_accumulation_steps=stage.gradient_accumulation,
-        gradient_checkpointing=stage.gradient_checkpointing,
         learning_rate=max(stage.train.values()),
         lr_scheduler_type=stage.scheduler,
         warmup_steps=stage.warmup_ratio,
