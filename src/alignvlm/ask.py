@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from .errors import AlignVLMError, WeightsError
+from .errors import WeightsError
 from .generation import AlignVLMForConditionalGeneration
 from .hub import resolve
 from .processor import AlignVLMProcessor
@@ -55,8 +55,6 @@ def load_model(
     try:
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
         processor = AutoProcessor.from_pretrained(folder)
-    except AlignVLMError:
-        raise
     except Exception as error:  # the loaders raise many kinds for a damaged folder
         lines = str(error).strip().splitlines() or [repr(error)]
         raise WeightsError(f"{folder}: not a usable model: {lines[0]}") from None

@@ -206,7 +206,8 @@ def data_show(
 
 
 def _fail(message: str) -> NoReturn:
-    typer.echo("error: " + " ".join(message.split()), err=True)
+    if message.strip():  # without a verb the help is the message, and is printed already
+        typer.echo("error: " + " ".join(message.split()), err=True)
     raise SystemExit(2)
 
 
@@ -217,7 +218,9 @@ def main() -> None:
     if not sys.stderr.isatty():
         transformers.logging.disable_progress_bar()
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
+        if isinstance(code, int) and code == 130:  # typer's way to say Ctrl-C
+            _fail("interrupted")
     except AlignVLMError as error:
         _fail(str(error))
     except typer.Abort:

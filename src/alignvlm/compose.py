@@ -16,7 +16,7 @@ from transformers import (
 
 from .config import AlignVLMConfig, ConnectorConfigBase, connector_config
 from .connectors import AlignConnector, build_connector
-from .errors import ConfigError
+from .errors import ConfigError, WeightsError
 from .generation import AlignVLMForConditionalGeneration
 from .hub import resolve
 from .processor import AlignVLMProcessor, reserved_image_token, space_token_id
@@ -27,7 +27,16 @@ def load_tokenizer(text: str | Path) -> Any:
 
     The side goes to the constructor: set as an attribute it would be lost on saving.
     """
-    return AutoTokenizer.from_pretrained(resolve(text), padding_side="left")
+    return _loaded(AutoTokenizer, text, padding_side="left")
+
+
+def _loaded(loader: Any, reference: Any, **keys: Any) -> Any:
+    folder = resolve(reference)
+    try:
+        return loader.from_pretrained(folder, **keys)
+    except Exception as error:  # the loaders raise many kinds for a damaged folder
+        lines = str(error).strip().splitlines() or [repr(error)]
+        raise WeightsError(f"{folder}: not usable: {lines[0]}") from None
 
 
 def vision_config(vision: str | Path | dict[str, Any] | PreTrainedConfig) -> PreTrainedConfig:
@@ -42,7 +51,7 @@ def vision_config(vision: str | Path | dict[str, Any] | PreTrainedConfig) -> Pre
             return AutoConfig.for_model(kind, **data)
         except ValueError as error:
             raise ConfigError(f"vision encoder: {str(error).splitlines()[0]}") from None
-    config = AutoConfig.from_pretrained(resolve(vision))
+    config = _loaded(AutoConfig, vision)
     return getattr(config, "vision_config", config)
 
 
@@ -58,6 +67,8 @@ def build_config(
     ``options``: further keys of :class:`AlignVLMConfig`.
     """
     image_token = options.pop("image_token", None) or reserved_image_token(tokenizer)
+    if image_token not in tokenizer.get_vocab():
+        raise ConfigError(f"image token {image_token!r} is not in the tokenizer's vocabulary")
     config = connector_config(connector)
     if config.token_grid(1, 1) is None:
         options.setdefault("token_order", "tile")
@@ -104,7 +115,7 @@ def compose(
         WeightsError: weights cannot be found.
     """
     tokenizer = load_tokenizer(text)
-    language_model = AutoModelForCausalLM.from_pretrained(resolve(text), dtype=dtype)
+    language_model = _loaded(AutoModelForCausalLM, text, dtype=dtype)
     vision_settings = vision_config(vision)
     config = build_config(vision_settings, language_model.config, connector, tokenizer, **options)
     # only the new parts are initialised; the language model is moved in as loaded
@@ -137,6 +148,5 @@ def compose(
 def _vision_model(vision: Any, config: PreTrainedConfig) -> torch.nn.Module:
     if isinstance(vision, dict | PreTrainedConfig):
         return AutoModel.from_config(config)
-    folder = resolve(vision)
-    loaded = AutoModel.from_pretrained(folder)
+    loaded = _loaded(AutoModel, vision)
     return getattr(loaded, "vision_model", loaded)

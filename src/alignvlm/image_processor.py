@@ -126,7 +126,7 @@ class AlignVLMImageProcessor(PilBackend):
         max_pixels = kwargs.get("max_pixels") or self.max_pixels
         if isinstance(image, Image.Image):
             return np.asarray(to_rgb(image, max_pixels)).transpose(2, 0, 1)
-        array = super().process_image(image, do_convert_rgb=False)
+        array = _channels_first(np.asarray(image))
         _check_size(array.shape[-1], array.shape[-2], max_pixels)
         if array.dtype != np.uint8:
             array = _scale_to_byte(array)
@@ -197,6 +197,17 @@ def _on_canvas(page: Image.Image, grid: Grid, tile: dict[str, int], resample: An
         canvas.paste(page)
         page = canvas
     return np.asarray(page).transpose(2, 0, 1)
+
+
+def _channels_first(array: NDArray) -> NDArray:
+    """A grey, RGB or RGBA array of either layout as ``[channels, height, width]``."""
+    if array.ndim == 2:
+        return array[None]
+    if array.ndim == 3 and array.shape[0] in (1, 3, 4):
+        return array
+    if array.ndim == 3 and array.shape[-1] in (1, 3, 4):
+        return array.transpose(2, 0, 1)
+    raise DataError(f"an image array must have 1, 3 or 4 channels, got shape {array.shape}")
 
 
 def to_rgb_array(array: NDArray) -> NDArray:

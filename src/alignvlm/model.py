@@ -173,12 +173,22 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         )
 
     def _align(self) -> AlignConnector:
-        if not isinstance(self.connector, AlignConnector):
+        # by the config, not the class: peft wraps the connector and passes calls through
+        if self.config.connector.type != "align":
             raise ConfigError(
                 f"a loss on P_vocab needs the 'align' connector, this model has "
                 f"{self.config.connector.type!r}"
             )
         return self.connector
+
+    def prune_vocabulary(self, token_ids: Int[Tensor, "kept"]) -> None:
+        """Keep only these ids in P_vocab, in place; the config follows, so the model can be saved.
+
+        See :meth:`AlignConnector.prune`.
+        """
+        align = self._align()
+        align.prune(token_ids)
+        self.config.connector_config = align.config.model_dump()
 
     def merge(
         self,

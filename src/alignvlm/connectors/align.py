@@ -235,7 +235,8 @@ class AlignConnector(Connector):
         self.register_buffer("token_ids", ids)
         self._register_stats(self.w2.in_features)
         for name, value in zip(STATS_BUFFERS, stats or (), strict=False):
-            self.register_buffer(name, value.to(ids.device))
+            # a copy each: saving refuses tensors that share storage
+            self.register_buffer(name, value.to(ids.device, copy=True))
         self.config = self.config.model_copy(update={"kept_tokens": len(ids)})
 
     @torch.no_grad()

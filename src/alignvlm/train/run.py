@@ -31,7 +31,7 @@ from ..data.sources import MixedSource, Source
 from ..errors import AlignVLMError, ConfigError, WeightsError
 from ..generation import AlignVLMForConditionalGeneration
 from ..processor import AlignVLMProcessor, space_token_id
-from .recipe import Recipe, RenderSourceSpec, StageSpec, parse_recipe
+from .recipe import HubSourceSpec, Recipe, RenderSourceSpec, StageSpec, parse_recipe
 from .stages import (
     Losses,
     StageDataset,
@@ -129,9 +129,15 @@ def train(
                 report(f"stage {number}/{len(recipe.stages)} {stage.name}: already done")
                 continue
             model, processor = _stage_start(recipe, work, number)
+            if number == 1:
+                _check_stages(recipe, model)
             _run_stage(recipe, number, model, processor, folder, quiet, report)
             del model
         return _finish(recipe, work, out, overwrite)
+    except AlignVLMError:
+        if not any(path.is_dir() for path in work.iterdir()):  # nothing has begun
+            shutil.rmtree(work)
+        raise
     except OSError as error:
         raise WeightsError(
             f"could not write to {work}: {error.strerror or error}; free some room, then "
@@ -185,13 +191,20 @@ def _stage_start(
     return load(previous)
 
 
+def _check_stages(recipe: Recipe, model: AlignVLMForConditionalGeneration) -> None:
+    """Find mistakes of later stages now, not after the first ones have run."""
+    for stage in recipe.stages:
+        set_trainable(model, stage.train)
+        for spec in stage.sources:
+            if not isinstance(spec, HubSourceSpec):  # which may be a long download
+                build_source(spec, recipe.seed)
+
+
 def load(folder: Path) -> tuple[AlignVLMForConditionalGeneration, AlignVLMProcessor]:
     """A saved model and its processor. Raises :class:`WeightsError` on a corrupt folder."""
     try:
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
         return model, AutoProcessor.from_pretrained(folder)
-    except AlignVLMError:
-        raise
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise WeightsError(f"{folder}: not a usable model: {reason}") from None

@@ -157,7 +157,7 @@ class StageTrainer(Trainer):
         self.lm_weight, self.vocab_weight = losses.lm, losses.vocab
         self.blank_id = self.model.config.blank_token_id
         self.step_cells = [0, 0]
-        self.parts: dict[str, list[float]] = {}
+        self.parts: dict[str, float] = {}
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """AdamW with a group for each learning rate; vectors do not decay."""
@@ -210,11 +210,13 @@ class StageTrainer(Trainer):
         if outputs.vocab_loss is not None:
             text, blank = self._cells(inputs["vocab_targets"])
             parts["vocab_text_loss"] = outputs.vocab_text_loss * text / max(self.step_cells[0], 1)
-            parts["vocab_blank_loss"] = outputs.vocab_blank_loss * blank / max(self.step_cells[1], 1)
+            parts["vocab_blank_loss"] = (
+                outputs.vocab_blank_loss * blank / max(self.step_cells[1], 1)
+            )
             weight = self.model.config.blank_loss_weight
             parts["vocab_loss"] = parts["vocab_text_loss"] + weight * parts["vocab_blank_loss"]
-        for key, value in parts.items():
-            self.parts.setdefault(key, []).append(steps * float(value.detach()))
+        for key, value in {**parts, "steps": torch.tensor(1 / steps)}.items():
+            self.parts[key] = self.parts.get(key, 0.0) + float(value.detach())
         loss = self.lm_weight * parts["lm_loss"] if self.lm_weight else 0
         if "vocab_loss" in parts:
             loss = loss + self.vocab_weight * parts["vocab_loss"]
@@ -236,8 +238,8 @@ class StageTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the losses' parts since the last log."""
         if "loss" in logs:
-            for key, values in self.parts.items():
-                logs[key] = sum(values) / len(values)
+            steps = self.parts.pop("steps", 1.0)
+            logs.update({key: value / steps for key, value in self.parts.items()})
             self.parts.clear()
         super().log(logs, *args, **kwargs)
 

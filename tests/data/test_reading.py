@@ -1,0 +1,156 @@
+"""Token-reading accuracy on models rigged to be right or wrong."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from alignvlm.connectors import AlignConnector
+from alignvlm.data import chat
+from alignvlm.data.reading import reading_accuracy
+from alignvlm.data.records import make_record
+from alignvlm.data.render import RenderSpec
+from alignvlm.data.sources import RenderSource, Subset
+from alignvlm.errors import ConfigError
+from alignvlm.ops import VocabMixture
+
+SPEC = RenderSpec(layout="text", width=112, height=56, font_px=(14, 14), margin=2)
+
+
+@pytest.fixture
+def source() -> RenderSource:
+    return RenderSource(SPEC, 4)
+
+
+class Rigged:
+    """P_vocab of a page is read from a list: ``say(targets)`` gives each cell's certain token."""
+
+    def __init__(self, model: Any, processor: Any, source: Any, say: Any) -> None:
+        self.pages = []
+        for index in range(len(source)):
+            batch = chat.encode_images(source[index], processor)
+            truth = chat.page_vocab_targets(
+                source[index], batch["image_grids"], model.config, processor.tokenizer
+            )
+            self.pages.append(say(truth.flatten()))
+        self.model, self.now = model, iter(self.pages)
+
+    def __enter__(self) -> None:
+        align = self.model.model.connector
+        self.saved = align.top_tokens, align.mixture
+
+        def top_tokens(features: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+            ids = next(self.now)
+            assert len(ids) == features.shape[0]
+            return torch.ones(len(ids), 1), ids[:, None]
+
+        def mixture(hidden: torch.Tensor, table: Any, targets: torch.Tensor) -> VocabMixture:
+            return VocabMixture(None, torch.full(targets.shape, 2.5), torch.zeros(targets.shape))
+
+        align.top_tokens, align.mixture = top_tokens, mixture
+
+    def __exit__(self, *error: Any) -> None:
+        align = self.model.model.connector
+        align.top_tokens, align.mixture = self.saved
+
+
+@pytest.fixture
+def model(make_model):
+    return make_model("align")
+
+
+@pytest.fixture
+def processor(model, make_processor):
+    return make_processor(model.config, max_tiles=8)
+
+
+def test_a_model_that_is_right_everywhere(model, processor, source):
+    with Rigged(model, processor, source, lambda truth: truth):
+        result = reading_accuracy(model, processor, source, 4)
+    assert (result.text, result.blank, result.loss) == (1.0, 1.0, 2.5)
+    assert result.text_cells > 10 and result.blank_cells > 10
+    assert "accuracy 1.000" in str(result)
+
+
+def test_a_model_that_is_wrong_everywhere(model, processor, source):
+    with Rigged(model, processor, source, lambda truth: truth + 1):
+        result = reading_accuracy(model, processor, source, 4)
+    assert (result.text, result.blank) == (0.0, 0.0)
+
+
+def test_a_model_that_only_says_blank(model, processor, source):
+    blank = model.config.blank_token_id
+    with Rigged(model, processor, source, lambda truth: torch.full_like(truth, blank)):
+        result = reading_accuracy(model, processor, source, 4)
+    assert (result.text, result.blank) == (0.0, 1.0)
+
+
+def test_half_right(model, processor, source):
+    def say(truth: torch.Tensor) -> torch.Tensor:
+        said = truth.clone()
+        text = (truth != model.config.blank_token_id).nonzero()[:, 0]
+        said[text[::2]] += 1
+        return said
+
+    with Rigged(model, processor, source, say):
+        result = reading_accuracy(model, processor, source, 4)
+    assert 0.35 < result.text <= 0.5
+    assert result.blank == 1.0
+
+
+@torch.no_grad()
+def test_rigged_weights_read_one_token(make_model, make_processor, source):
+    """Through the real connector: γ and β that make P_vocab certain of one token."""
+    model = make_model("align")
+    processor = make_processor(model.config, max_tiles=8)
+    align = model.model.connector
+    assert isinstance(align, AlignConnector)
+    blank = model.config.blank_token_id
+    align.outer_norm_weight.zero_()
+    align.outer_norm_bias.zero_()
+    align.outer_norm_bias[blank] = 50
+    result = reading_accuracy(model, processor, source, 2)
+    assert (result.text, result.blank) == (0.0, 1.0)
+    assert result.loss == pytest.approx(50, abs=1e-3)
+    align.outer_norm_bias.zero_()
+    uniform = reading_accuracy(model, processor, source, 2)
+    assert uniform.loss == pytest.approx(math.log(model.config.connector_vocab_size), abs=1e-4)
+
+
+@torch.no_grad()
+def test_what_a_pruned_vocabulary_lacks_counts_as_wrong(make_model, make_processor, source):
+    model = make_model("align")
+    processor = make_processor(model.config, max_tiles=8)
+    blank = model.config.blank_token_id
+    model.model.connector.prune(torch.tensor([blank, blank + 1]))
+    result = reading_accuracy(model, processor, source, 2)
+    full = reading_accuracy(make_model("align"), processor, source, 2)
+    assert result.text_cells == full.text_cells
+    assert result.text < 1.0
+
+
+def test_training_mode_is_put_back(model, processor, source):
+    model.train()
+    reading_accuracy(model, processor, source, 1)
+    assert model.training
+    model.eval()
+
+
+def test_only_the_asked_pages_are_read(model, processor, source):
+    one, two = (reading_accuracy(model, processor, source, n) for n in (1, 2))
+    first = reading_accuracy(model, processor, Subset(source, [0]), 9)
+    assert first == one
+    assert two.text_cells > one.text_cells
+
+
+def test_what_cannot_be_read_is_refused(make_model, make_processor, source, images):
+    model = make_model("mlp")
+    with pytest.raises(ConfigError, match="needs the 'align' connector"):
+        reading_accuracy(model, make_processor(model.config), source, 1)
+    model = make_model("align")
+    plain = [make_record("r", images[:1], [("?", "!")], source="t")]
+    with pytest.raises(ConfigError, match="no page of the source has words"):
+        reading_accuracy(model, make_processor(model.config), plain, 1)  # type: ignore[arg-type]
