@@ -266,7 +266,7 @@ def test_data_show_prints_what_the_model_gets(run, recipe, tmp_path):
     assert len(data["cells"]) == 2 and all(len(row) == 8 for row in data["cells"])
     learned = "".join(t["text"] for t in data["tokens"] if t["supervised"])
     assert learned.endswith("<|im_end|>")
-    read = "".join(cell for row in data["cells"] for cell in row if cell != ".")
+    read = "".join(cell for row in data["cells"] for cell in row if cell != "·")
     assert read.startswith(learned.split()[0][:3].removesuffix("<|im_end|>"))
     other = answered(run("data", "show", recipe, "--json", "--stage", 2, "--index", 1))
     assert other["id"] != data["id"]

@@ -174,7 +174,7 @@ def test_the_report_says_what_happens(unbroken):
     assert "stage 1/2 alignment: 12 steps of 4 samples" in report
     assert "  step 12: loss " in report
     assert report.count("before: token-reading accuracy") == 2
-    assert report.count("after:  token-reading accuracy") == 2
+    assert report.count("after: token-reading accuracy") == 2
 
 
 def test_the_same_recipe_gives_the_same_model(recipe, unbroken, tmp_path):

@@ -1,4 +1,4 @@
-"""Token-reading accuracy: is the most probable token of P_vocab the one under the cell?"""
+"""How well unseen pages are read: token-reading accuracy, and the loss of their answers."""
 
 from __future__ import annotations
 
@@ -88,3 +88,30 @@ def reading_accuracy(
         cells["text"],
         cells["blank"],
     )
+
+
+@torch.no_grad()
+def answer_loss(
+    model: AlignVLMForConditionalGeneration,
+    processor: AlignVLMProcessor,
+    source: Source,
+    records: int,
+) -> float:
+    """Mean language-model loss a supervised token, nats, over the first ``records`` records.
+
+    Raises:
+        DataError: a record has no answer.
+    """
+    was_training = model.training
+    model.eval()
+    total, tokens = 0.0, 0
+    for index in range(min(records, len(source))):
+        sample = chat.encode(source[index], processor)
+        # text has no batch axis yet; tiles and grids are concatenated, not stacked
+        text = ("input_ids", "attention_mask", "labels")
+        batch = {k: (v[None] if k in text else v).to(model.device) for k, v in sample.items()}
+        supervised = int((batch["labels"][:, 1:] >= 0).sum())
+        total += model(**batch, skip_logits=True).loss.item() * supervised
+        tokens += supervised
+    model.train(was_training)
+    return total / max(tokens, 1)

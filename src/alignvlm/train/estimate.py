@@ -109,6 +109,7 @@ def meta_model(recipe: Recipe) -> AlignVLMForConditionalGeneration:
             token_order=spec.token_order,
             row_end=spec.row_end,
             vision_feature_layer=spec.vision_feature_layer,
+            blank_threshold=spec.blank_threshold,
         )
         with torch.device("meta"):
             return AlignVLMForConditionalGeneration(config)

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate import PartialState
 from torch.utils.tensorboard import SummaryWriter
 from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback, set_seed
 from transformers.integrations import TensorBoardCallback
@@ -26,7 +27,7 @@ from ..compose import compose, load_tokenizer
 from ..config import AlignConfig
 from ..data.collate import Collator
 from ..data.ground import as_words, frequent_tokens
-from ..data.reading import reading_accuracy
+from ..data.reading import answer_loss, reading_accuracy
 from ..data.sources import MixedSource, Source
 from ..errors import AlignVLMError, ConfigError, WeightsError
 from ..generation import AlignVLMForConditionalGeneration
@@ -44,8 +45,8 @@ from .stages import (
 
 VOCABULARY_PAGES = 500
 """Pages counted to choose a pruned vocabulary."""
-PROBE_PAGES = 32
-"""Unseen pages read before and after a stage that trains P_vocab."""
+PROBE_PAGES = 24
+"""Unseen pages read before and after a stage."""
 DISK_FULL = ("No space left", "os error 28", "PytorchStreamWriter", "inline_container.cc")
 """How safetensors and torch say that a disk is full, in errors of their own."""
 CHECKPOINT_FILES = (("*model*", "global_step*"), ("optimizer*", "global_step*"), ("rng_state*",))
@@ -117,7 +118,12 @@ def train(
     """
     out = Path(os.path.abspath(out))
     work = out.with_name(out.name + ".training")
-    _prepare(recipe, out, work, resume, overwrite)
+    processes = PartialState()
+    if processes.is_main_process:
+        _prepare(recipe, out, work, resume, overwrite)
+    else:
+        report = _silent
+    processes.wait_for_everyone()
     if quiet:
         transformers.logging.disable_progress_bar()
     else:
@@ -133,7 +139,11 @@ def train(
                 _check_stages(recipe, model)
             _run_stage(recipe, number, model, processor, folder, quiet, report)
             del model
-        return _finish(recipe, work, out, overwrite)
+            processes.wait_for_everyone()
+        if processes.is_main_process:
+            _finish(recipe, work, out, overwrite)
+        processes.wait_for_everyone()
+        return out
     except AlignVLMError:
         if not any(path.is_dir() for path in work.iterdir()):  # nothing has begun
             shutil.rmtree(work)
@@ -150,6 +160,10 @@ def train(
                 "run the same command with --resume"
             ) from None
         raise
+
+
+def _silent(line: str) -> None:
+    """What processes other than the first report."""
 
 
 def _prepare(recipe: Recipe, out: Path, work: Path, resume: bool, overwrite: bool) -> None:
@@ -250,25 +264,38 @@ def _run_stage(
     trainer.remove_callback(PrinterCallback)  # it would print into a --json answer
     probe = _probe(stage, seed)
     if probe is not None and checkpoint is None:
-        report(f"  before: {reading_accuracy(model, processor, probe, PROBE_PAGES)}")
+        _report_probe("before", stage, model, processor, probe, report)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    if losses:
-        report(f"  training loss {losses[0]:.3f} at the first log, {losses[-1]:.3f} at the last")
     if probe is not None:
-        report(f"  after:  {reading_accuracy(model, processor, probe, PROBE_PAGES)}")
+        _report_probe("after", stage, model, processor, probe, report)
     if dataset.dropped:
         report(f"  {dataset.dropped} samples were longer than {stage.max_length} tokens")
     _save_stage(model, processor, trainer, stage, folder)
 
 
 def _probe(stage: StageSpec, seed: int) -> Source | None:
-    """Rendered pages that the stage never shows, if it grounds P_vocab on rendered pages."""
+    """Rendered pages that the stage never shows, if it trains on rendered pages."""
     rendered = [spec for spec in stage.sources if isinstance(spec, RenderSourceSpec)]
-    if not stage.loss.vocab or not rendered:
+    if not rendered:
         return None
     sources = [build_source(spec, seed + 500_000) for spec in rendered]
     return MixedSource(sources, [spec.weight for spec in rendered], PROBE_PAGES, seed=seed)
+
+
+def _report_probe(
+    when: str,
+    stage: StageSpec,
+    model: AlignVLMForConditionalGeneration,
+    processor: AlignVLMProcessor,
+    probe: Source,
+    report: Report,
+) -> None:
+    """Say how well unseen pages are read, and how well their answers are predicted."""
+    if stage.loss.vocab:
+        report(f"  {when}: {reading_accuracy(model, processor, probe, PROBE_PAGES)}")
+    if stage.loss.lm:
+        loss = answer_loss(model, processor, probe, PROBE_PAGES)
+        report(f"  {when}: language-model loss on unseen pages {loss:.3f} nats a token")
 
 
 def _bf16() -> bool:

@@ -19,6 +19,9 @@ from ..tiling import Grid
 from .recipe import Recipe, load_recipe
 from .stages import build_mix
 
+BLANK = "·"
+"""How a blank cell is shown; a full stop is a token of its own."""
+
 
 @dataclass
 class Shown:
@@ -28,7 +31,7 @@ class Shown:
         record_id, source: where it comes from.
         tokens: ``(id, text, supervised)`` of each position.
         grids: tile rows, columns and thumbnail of each image.
-        cells: grounded targets as text, one string a row of cells; blank cells are ``.``.
+        cells: grounded targets as text, one string a row of cells; blank cells are ``BLANK``.
         lost: tokens that found no cell.
         images: the pages.
     """
@@ -144,7 +147,7 @@ def show(
 def _add_cells(shown: Shown, truth: GroundTruth, blank_id: int | None, tokenizer: Any) -> None:
     shown.lost += truth.lost
     for row in truth.targets.tolist():
-        shown.cells.append(["." if i == blank_id else tokenizer.decode([i]).strip() for i in row])
+        shown.cells.append([BLANK if i == blank_id else tokenizer.decode([i]).strip() for i in row])
 
 
 def _parts(recipe: Recipe | None) -> tuple[Any, AlignVLMProcessor]:

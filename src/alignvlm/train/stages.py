@@ -29,6 +29,8 @@ from .recipe import (
     StageSpec,
 )
 
+TELEMETRY_TILES = 2
+"""Tiles on which the entropy of P_vocab is measured at each log."""
 PARTS = {"vision": "model.vision_model", "connector": "model.connector", "text": ""}
 """Where each part lives; ``text`` is everything else: the language model and its head."""
 
@@ -157,6 +159,7 @@ class StageTrainer(Trainer):
         self.lm_weight, self.vocab_weight = losses.lm, losses.vocab
         self.blank_id = self.model.config.blank_token_id
         self.step_cells = [0, 0]
+        self.seen_tiles: Tensor | None = None
         self.parts: dict[str, float] = {}
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
@@ -193,6 +196,8 @@ class StageTrainer(Trainer):
         up; without, it divides by the accumulation steps, so they are multiplied here.
         """
         parts: dict[str, Tensor] = {}
+        tiles = inputs.get("pixel_values")
+        self.seen_tiles = None if tiles is None else tiles[:TELEMETRY_TILES]
         steps = getattr(self, "current_gradient_accumulation_steps", 1)
         if self.lm_weight:
             outputs = model(
@@ -241,7 +246,20 @@ class StageTrainer(Trainer):
             steps = self.parts.pop("steps", 1.0)
             logs.update({key: value / steps for key, value in self.parts.items()})
             self.parts.clear()
+            logs.update(self._telemetry())
         super().log(logs, *args, **kwargs)
+
+    def _telemetry(self) -> dict[str, float]:
+        """How sharp P_vocab is on tiles of the last step: a softmax connector that fails to learn
+        shows it here first."""
+        model = self.accelerator.unwrap_model(self.model)
+        connector = model.model.connector
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # weights are not at hand
+        if self.seen_tiles is None or sharded or not isinstance(connector, AlignConnector):
+            return {}
+        with torch.no_grad():
+            measured = connector.telemetry(model.model.encode_tiles(self.seen_tiles))
+        return {"entropy": measured.entropy, "effective_vocab": measured.effective_vocab}
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> torch.utils.data.Sampler:
         # the mix is already shuffled by the seed; going through it in order makes resume trivial
@@ -260,7 +278,8 @@ class Losses(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if self.report is not None and "loss" in (logs or {}):
-            parts = ", ".join(f"{key} {logs[key]:.3f}" for key in logs if key.endswith("loss"))
+            shown = [key for key in logs if key.endswith("loss") or key == "effective_vocab"]
+            parts = ", ".join(f"{key} {logs[key]:.3f}" for key in shown)
             self.report(f"  step {state.global_step}: {parts}")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
