@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -265,7 +266,9 @@ def _run_stage(
     probe = _probe(stage, seed)
     if probe is not None and checkpoint is None:
         _report_probe("before", stage, model, processor, probe, report)
+    start = time.perf_counter()
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    report(f"  trained in {time.perf_counter() - start:.0f} s")
     if probe is not None:
         _report_probe("after", stage, model, processor, probe, report)
     if dataset.dropped:
