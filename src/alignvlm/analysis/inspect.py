@@ -156,18 +156,18 @@ def heat_map(image: Image.Image, reading: PageReading, *, zoom: float | None = N
     most probable token written into it.
 
     Args:
-        zoom: enlargement of the page; default: cells at least 28 px wide, where the picture stays
+        zoom: enlargement of the page; default: cells at least 44 px wide, where the picture stays
             below 4,000 px.
     """
     first = reading.cells[0].box
     cell_width, cell_height = first[2] - first[0], first[3] - first[1]
     if zoom is None:
-        zoom = min(max(1.0, 28 / cell_width), max(1.0, 4000 / max(image.size)))
+        zoom = min(max(1.0, 44 / cell_width), max(1.0, 4000 / max(image.size)))
     size = (round(image.width * zoom), round(image.height * zoom))
     page = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
     overlay = Image.new("RGBA", size, (0, 0, 0, 0))
     draw = ImageDraw.Draw(overlay)
-    font = ImageFont.load_default(max(8, int(cell_height * zoom * 0.42)))
+    font = ImageFont.load_default(max(8, int(cell_height * zoom * 0.36)))
     colours = _colours()
     for cell in reading.cells:
         text, index, probability = cell.tokens[0]
@@ -177,14 +177,16 @@ def heat_map(image: Image.Image, reading: PageReading, *, zoom: float | None = N
         blank = sum(p for _, i, p in cell.tokens if i == reading.blank_id)
         strength = 1 - blank if index == reading.blank_id else max(probability, 1 - blank)
         red, green, blue = colours[int(np.clip(strength, 0, 1) * 255)]
-        draw.rectangle(box, fill=(red, green, blue, int(150 * strength)))
+        draw.rectangle(box, fill=(red, green, blue, int(110 * strength)))
         if index != reading.blank_id:
-            draw.text((box[0] + 1, box[1] + 1), text.strip() or "·", font=font, fill=(0, 0, 0, 230))
+            draw.text(
+                (box[0] + 1, box[1] + 1), text.strip() or "·", font=font, fill=(0, 0, 120, 255)
+            )
     return Image.alpha_composite(page.convert("RGBA"), overlay).convert("RGB")
 
 
 def _colours() -> list[tuple[int, int, int]]:
     from matplotlib import colormaps
 
-    table = colormaps["YlOrRd"](np.linspace(0, 1, 256))[:, :3] * 255
+    table = colormaps["YlOrRd"](np.linspace(0, 0.6, 256))[:, :3] * 255
     return [(int(r), int(g), int(b)) for r, g, b in table]

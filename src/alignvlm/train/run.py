@@ -119,7 +119,7 @@ def train(
     """
     out = Path(os.path.abspath(out))
     work = out.with_name(out.name + ".training")
-    processes = PartialState()
+    processes = PartialState(cpu=not torch.cuda.is_available())
     if processes.is_main_process:
         _prepare(recipe, out, work, resume, overwrite)
     else:
@@ -309,9 +309,9 @@ def _save_stage(
     model: Any, processor: Any, trainer: StageTrainer, stage: StageSpec, folder: Path
 ) -> None:
     """Write the stage's weights and losses, then make them visible under ``done`` at once."""
-    partial = folder / "done.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    if trainer.args.should_save:
+    if trainer.args.should_save:  # the first process alone
+        partial = folder / "done.partial"
+        shutil.rmtree(partial, ignore_errors=True)
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
         lines = [
