@@ -246,7 +246,7 @@ def test_a_damaged_encoder_is_one_line(tiny_lm_dir, tiny_vision_dir, tmp_path):
     shutil.copytree(tiny_vision_dir, folder)
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[:100])
-    with pytest.raises(WeightsError, match="vision: not usable"):
+    with pytest.raises(WeightsError, match="vision: not a usable model"):
         compose(folder, tiny_lm_dir)
 
 

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from .errors import WeightsError
+from .compose import load_pretrained
 from .generation import AlignVLMForConditionalGeneration
 from .hub import resolve
 from .processor import AlignVLMProcessor
@@ -52,14 +51,7 @@ def load_model(
     on_gpu = torch.cuda.is_available()
     if dtype is None:
         dtype = torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported() else torch.float32
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
-        processor = AutoProcessor.from_pretrained(folder)
-    except Exception as error:  # the loaders raise many kinds for a damaged folder
-        lines = str(error).strip().splitlines() or [repr(error)]
-        raise WeightsError(f"{folder}: not a usable model: {lines[0]}") from None
-    if not isinstance(model, AlignVLMForConditionalGeneration):
-        raise WeightsError(f"{folder}: a {model.config.model_type!r} model, not an alignvlm model")
+    model, processor = load_pretrained(folder, dtype)
     return model.eval().to("cuda" if on_gpu else "cpu"), processor
 
 

@@ -10,6 +10,8 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
     AutoTokenizer,
     PreTrainedConfig,
 )
@@ -36,7 +38,21 @@ def _loaded(loader: Any, reference: Any, **keys: Any) -> Any:
         return loader.from_pretrained(folder, **keys)
     except Exception as error:  # the loaders raise many kinds for a damaged folder
         lines = str(error).strip().splitlines() or [repr(error)]
-        raise WeightsError(f"{folder}: not usable: {lines[0]}") from None
+        raise WeightsError(f"{folder}: not a usable model: {lines[0]}") from None
+
+
+def load_pretrained(
+    folder: Path, dtype: torch.dtype
+) -> tuple[AlignVLMForConditionalGeneration, AlignVLMProcessor]:
+    """A saved model and its processor.
+
+    Raises:
+        WeightsError: corrupt files, or another kind of model.
+    """
+    model = _loaded(AutoModelForImageTextToText, folder, dtype=dtype)
+    if not isinstance(model, AlignVLMForConditionalGeneration):
+        raise WeightsError(f"{folder}: a {model.config.model_type!r} model, not an alignvlm model")
+    return model, _loaded(AutoProcessor, folder)
 
 
 def vision_config(vision: str | Path | dict[str, Any] | PreTrainedConfig) -> PreTrainedConfig:

@@ -25,7 +25,7 @@ from alignvlm.errors import ConfigError, DataError, WeightsError
 from alignvlm.train import Recipe, load_recipe, train
 from alignvlm.train import run as run_module
 from alignvlm.train.recipe import parse_recipe
-from alignvlm.train.run import build_model, kept_tokens, last_checkpoint, load, saved_recipe
+from alignvlm.train.run import build_model, kept_tokens, last_checkpoint, saved_recipe
 from alignvlm.train.stages import build_mix
 
 PAGE = {
@@ -192,7 +192,9 @@ def test_a_pruned_vocabulary_comes_from_the_pages(data, tmp_path):
     pruned = parse_recipe(keys)
     ids = kept_tokens(pruned)
     assert ids is not None and len(ids) == 380
-    model, processor = load(train(pruned, tmp_path / "m", quiet=True, report=_ignore))
+    model, processor = load_pretrained(
+        train(pruned, tmp_path / "m", quiet=True, report=_ignore), torch.float32
+    )
     assert torch.equal(model.model.connector.token_ids, ids)
     words = as_words(build_mix(pruned.stages[0], pruned.seed)[0].words[0])
     said = {token for token, _, _ in token_starts(words, processor.tokenizer)}
@@ -231,7 +233,7 @@ def test_a_siglip_encoder_without_grounding(data, tmp_path):
     )
     assert metrics(out)[-1]["step"] == 2  # 6 samples, 4 a step
     assert not any("accuracy" in line for line in lines)
-    assert load(out)[0].config.connector.type == "perceiver"
+    assert load_pretrained(out, torch.float32)[0].config.connector.type == "perceiver"
 
 
 # --- interrupted runs --------------------------------------------------------------------------

@@ -21,10 +21,10 @@ import torch
 import transformers
 from accelerate import PartialState
 from torch.utils.tensorboard import SummaryWriter
-from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback, set_seed
+from transformers import PrinterCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 
-from ..compose import compose, load_tokenizer
+from ..compose import compose, load_pretrained, load_tokenizer
 from ..config import AlignConfig
 from ..data.collate import Collator
 from ..data.ground import as_words, frequent_tokens
@@ -203,7 +203,7 @@ def _stage_start(
     if number == 1:
         return build_model(recipe)
     previous = work / f"{number - 1:02d}-{recipe.stages[number - 2].name}" / "done"
-    return load(previous)
+    return load_pretrained(previous, torch.float32)
 
 
 def _check_stages(recipe: Recipe, model: AlignVLMForConditionalGeneration) -> None:
@@ -213,16 +213,6 @@ def _check_stages(recipe: Recipe, model: AlignVLMForConditionalGeneration) -> No
         for spec in stage.sources:
             if not isinstance(spec, HubSourceSpec):  # which may be a long download
                 build_source(spec, recipe.seed)
-
-
-def load(folder: Path) -> tuple[AlignVLMForConditionalGeneration, AlignVLMProcessor]:
-    """A saved model and its processor. Raises :class:`WeightsError` on a corrupt folder."""
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-        return model, AutoProcessor.from_pretrained(folder)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise WeightsError(f"{folder}: not a usable model: {reason}") from None
 
 
 def _run_stage(
