@@ -137,7 +137,7 @@ def test_the_heat_map_has_the_pages_size(model, processor, make_image, size, zoo
     picture = heat_map(image, reading, zoom=zoom)
     assert picture.mode == "RGB"
     if zoom is None:
-        zoom = 28 / (reading.cells[0].box[2] - reading.cells[0].box[0])
+        zoom = 44 / (reading.cells[0].box[2] - reading.cells[0].box[0])
     assert picture.size == (round(size[0] * zoom), round(size[1] * zoom))
     assert np.asarray(picture).std() > 0
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from alignvlm import AlignVLMForConditionalGeneration, AlignVLMProcessor
+from alignvlm.compose import load_pretrained
 from alignvlm.data.ground import as_words, token_starts
 from alignvlm.errors import ConfigError, DataError, WeightsError
 from alignvlm.train import Recipe, load_recipe, train
