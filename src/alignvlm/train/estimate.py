@@ -104,12 +104,7 @@ def meta_model(recipe: Recipe) -> AlignVLMForConditionalGeneration:
             vision_config=vision_config(spec.vision_config or spec.vision),
             text_config=text_config(spec),
             connector_config=spec.connector,
-            tile_height=spec.tiling.tile_height,
-            tile_width=spec.tiling.tile_width,
-            token_order=spec.token_order,
-            row_end=spec.row_end,
-            vision_feature_layer=spec.vision_feature_layer,
-            blank_threshold=spec.blank_threshold,
+            **spec.config_options(),
         )
         with torch.device("meta"):
             return AlignVLMForConditionalGeneration(config)

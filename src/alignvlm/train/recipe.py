@@ -174,6 +174,17 @@ class ModelSpec(Strict):
     text_config: dict[str, Any] | None = None
     vision_config: dict[str, Any] | None = None
 
+    def config_options(self) -> dict[str, Any]:
+        """The keys of :class:`alignvlm.AlignVLMConfig` that a recipe sets."""
+        return {
+            "tile_height": self.tiling.tile_height,
+            "tile_width": self.tiling.tile_width,
+            "token_order": self.token_order,
+            "row_end": self.row_end,
+            "vision_feature_layer": self.vision_feature_layer,
+            "blank_threshold": self.blank_threshold,
+        }
+
 
 class Recipe(Strict):
     """A whole training run."""

@@ -67,12 +67,7 @@ def build_model(recipe: Recipe) -> tuple[AlignVLMForConditionalGeneration, Align
         chat_template=spec.chat_template,
         image_token=spec.image_token,
         tiling=spec.tiling.model_dump(include={"max_tiles", "min_tiles", "thumbnail"}),
-        tile_height=spec.tiling.tile_height,
-        tile_width=spec.tiling.tile_width,
-        token_order=spec.token_order,
-        row_end=spec.row_end,
-        vision_feature_layer=spec.vision_feature_layer,
-        blank_threshold=spec.blank_threshold,
+        **spec.config_options(),
     )
 
 

@@ -165,10 +165,7 @@ def _parts(recipe: Recipe | None) -> tuple[Any, AlignVLMProcessor]:
         spec.connector,
         tokenizer,
         image_token=spec.image_token,
-        tile_height=spec.tiling.tile_height,
-        tile_width=spec.tiling.tile_width,
-        token_order=spec.token_order,
-        row_end=spec.row_end,
+        **spec.config_options(),
     )
     tiling = spec.tiling.model_dump(include={"max_tiles", "min_tiles", "thumbnail"})
     processor = AlignVLMProcessor.for_config(
