@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-all test-oldest check format clean
+.PHONY: setup demo test test-all test-oldest test-lmms benchmarks check format clean
 
 setup: $(STAMP)
 
@@ -34,6 +34,25 @@ $(OLDEST)/.installed: pyproject.toml constraints.txt
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]" "transformers==5.18.0"
 	touch $(OLDEST)/.installed
 
+# lmms-eval's metadata wants torchvision: without it, in an environment of its own
+LMMS := .venv-lmms
+test-lmms: $(LMMS)/.installed
+	$(LMMS)/bin/python -m pytest tests/eval/test_lmms.py
+
+$(LMMS)/.installed: pyproject.toml constraints.txt tests/eval/requirements-lmms.txt
+	test -x $(LMMS)/bin/python || $(PYTHON) -m venv $(LMMS)
+	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]" -r tests/eval/requirements-lmms.txt
+	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps lmms-eval==0.7.3
+	touch $(LMMS)/.installed
+
+# what docs/performance.md shows; the machine should do nothing else
+benchmarks: $(STAMP)
+	$(BIN)/python -m benchmarks.vocab_mixture --preset cpu
+	$(BIN)/python -m benchmarks.vocab_mixture --preset page
+	$(BIN)/python -m benchmarks.connectors
+	$(BIN)/python -m benchmarks.end_to_end
+	$(BIN)/python -m benchmarks.plots
+
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,4 +64,4 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(OLDEST) demo build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(LMMS) demo build dist .pytest_cache .ruff_cache

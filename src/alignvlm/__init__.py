@@ -18,6 +18,7 @@ from .connectors import CONNECTORS, build_connector
 from .errors import AlignVLMError
 from .generation import AlignVLMForConditionalGeneration
 from .image_processor import AlignVLMImageProcessor
+from .line_reader import LineReaderConfig, LineReaderModel
 from .model import AlignVLMModel
 from .ops import vocab_mixture
 from .processor import AlignVLMProcessor
@@ -32,6 +33,8 @@ __all__ = [
     "AlignVLMImageProcessor",
     "AlignVLMModel",
     "AlignVLMProcessor",
+    "LineReaderConfig",
+    "LineReaderModel",
     "build_connector",
     "vocab_mixture",
 ]

@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 import transformers
 import typer
 
+from .cli_eval import eval_app
 from .errors import AlignVLMError
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at training data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(eval_app, name="eval")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON line.")]
 Sets = Annotated[

@@ -62,6 +62,7 @@ def vision_config(vision: str | Path | dict[str, Any] | PreTrainedConfig) -> Pre
         return vision
     if isinstance(vision, dict):
         data = dict(vision)
+        data.pop("weights", None)  # where the encoder starts from, not part of its config
         kind = data.pop("model_type", "siglip_vision_model")
         try:
             return AutoConfig.for_model(kind, **data)
@@ -162,6 +163,9 @@ def compose(
 
 
 def _vision_model(vision: Any, config: PreTrainedConfig) -> torch.nn.Module:
+    if isinstance(vision, dict) and "weights" in vision:
+        # parts that the weights lack are new
+        return _loaded(AutoModel, vision["weights"], config=config)
     if isinstance(vision, dict | PreTrainedConfig):
         return AutoModel.from_config(config)
     loaded = _loaded(AutoModel, vision)

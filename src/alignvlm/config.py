@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from transformers import AutoConfig, PreTrainedConfig
 
 from .errors import ConfigError, nearest
@@ -47,6 +47,9 @@ class AlignConfig(ConnectorConfigBase):
         w1_bias: add a bias to W1 (the paper does not).
         kept_tokens: size of a pruned vocabulary, or ``None`` for all of the language model's
             rows. The kept ids are a buffer saved with the weights.
+        full_statistics: with ``kept_tokens``: the outer LayerNorm takes mean and variance over the
+            whole vocabulary, from buffers saved with the weights, not over the kept rows. Pruning
+            a trained connector sets it, so that each kept token's logit stays what it was.
         eps: epsilon of both LayerNorms.
         impl: implementation of the op, see :func:`alignvlm.ops.vocab_mixture`.
     """
@@ -57,8 +60,15 @@ class AlignConfig(ConnectorConfigBase):
     gamma: float = Field(1.0, gt=0)
     w1_bias: bool = False
     kept_tokens: int | None = Field(None, ge=1)
+    full_statistics: bool = False
     eps: float = Field(1e-5, gt=0)
     impl: Literal["auto", "reference", "chunked"] = "auto"
+
+    @model_validator(mode="after")
+    def _full_statistics_fit(self) -> AlignConfig:
+        if self.full_statistics and (self.kept_tokens is None or not self.outer_norm):
+            raise ValueError("full_statistics needs kept_tokens and outer_norm")
+        return self
 
 
 class MLPConfig(ConnectorConfigBase):
@@ -256,8 +266,8 @@ class AlignVLMConfig(PreTrainedConfig):
     @property
     def feature_grid(self) -> tuple[int, int]:
         """Rows and columns of the vision encoder's features for one tile."""
-        stride = vision_stride(self.vision_config)
-        return self.tile_height // stride, self.tile_width // stride
+        height, width = vision_stride(self.vision_config)
+        return self.tile_height // height, self.tile_width // width
 
     @property
     def vision_hidden_size(self) -> int:
@@ -291,8 +301,8 @@ def _image_size(vision_config: PreTrainedConfig) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
-def vision_stride(vision_config: PreTrainedConfig) -> int:
-    """Pixels per feature cell of a vision model.
+def vision_stride(vision_config: PreTrainedConfig) -> tuple[int, int]:
+    """Height and width in px of a feature cell of a vision model.
 
     A transformer's patch size, or a convolutional encoder's stem stride times its downsampling.
 
@@ -304,7 +314,8 @@ def vision_stride(vision_config: PreTrainedConfig) -> int:
         raise ConfigError(
             f"vision model {vision_config.model_type!r} has no patch_size, so its grid is unknown"
         )
-    patch = patch if isinstance(patch, int) else int(patch[0])
+    height, width = (patch, patch) if isinstance(patch, int) else (int(patch[0]), int(patch[1]))
     if vision_config.model_type in ("convnext", "convnextv2"):
-        return patch * 2 ** (len(vision_config.depths) - 1)
-    return patch
+        halvings = 2 ** (len(vision_config.depths) - 1)
+        return height * halvings, width * halvings
+    return height, width

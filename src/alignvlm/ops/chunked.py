@@ -1,7 +1,7 @@
 """``vocab_mixture`` streamed over the vocabulary: exact, one sweep forward and one backward.
 
-Shapes: N rows, V vocabulary, D width, K a block of the vocabulary. Nothing of size N x V exists;
-the largest temporary is N x K. Logits are recomputed in the backward sweep.
+Shapes: N rows, V vocabulary, D width, R x K a tile of the logits, M targets a row. Nothing of size
+N x V exists: logits are computed again in the backward sweep, unless they are small.
 
 With ẑ = (z − μ) r, s = γẑ + β, p = softmax(s), o = pᵀE, and upstream gradients g (of o),
 h (of the logsumexp) and t (of the target logits)::
@@ -15,38 +15,24 @@ h (of the logsumexp) and t (of the target logits)::
     dW = aᵀ(r x) − 1 (Σ_n r S1/V x)ᵀ − (W − 1w̄ᵀ) M − (b − b̄) mᵀ,   M = Σ_n q x xᵀ, m = Σ_n q x,
     db = Σ_n r a − Σ_n r S1/V − (W − 1w̄ᵀ) m − (b − b̄) Σ_n q,        q = r² S2/V
 
-so the LayerNorm's contribution is a D x D correction after the sweep. dx keeps the same form for
-given statistics; dW and db then lose their corrections.
+so the LayerNorm's contribution is a D x D correction after the sweep (``corrections.py``), and the
+targets' a few gathered rows. dx keeps the same form for given statistics; dW and db then lose their
+corrections.
+
+The sweeps are custom operators: ``torch.compile`` and checkpointing see one node each.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from .blocks import Blocks, choose_blocks
+from .corrections import Block, Gradients
+from .products import accumulate, full_precision, operand_dtype, product
 from .reference import VocabMixture
-from .statistics import VocabStats, statistics_dtype, vocab_stats, without_autocast
-
-BLOCK_BYTES = 16 * 2**20
-"""A block of logits is kept near this size, so that it stays in cache between its two uses."""
-
-
-def default_chunk_size(rows: int, vocab: int, itemsize: int) -> int:
-    """Vocabulary rows per block: a multiple of 64 between 512 and 16,384, at most ``vocab``."""
-    fitting = BLOCK_BYTES // (max(rows, 1) * itemsize) // 64 * 64
-    return min(vocab, max(512, min(fitting, 16384)))
-
-
-class _Layout(NamedTuple):
-    """What does not change within a call."""
-
-    chunk: int
-    normalize: bool
-    eps: float
-    dtype: torch.dtype
-    fixed_stats: bool
+from .statistics import VocabStats, cached_vocab_stats, statistics_dtype
+from .tiles import Columns, Rows, Sums, backward_tile, forward_tile
 
 
 def chunked_vocab_mixture(
@@ -62,212 +48,261 @@ def chunked_vocab_mixture(
     targets: Tensor | None,
     chunk_size: int | None = None,
 ) -> VocabMixture:
-    """See :func:`alignvlm.ops.vocab_mixture`; ``x`` is ``[N, D]``, ``targets`` ``[N, K]``."""
+    """See :func:`alignvlm.ops.vocab_mixture`; ``x`` is ``[N, D]``, ``targets`` ``[N, M]``."""
     dtype = statistics_dtype(x)
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be positive, got {chunk_size}")
-    chunk = chunk_size or default_chunk_size(x.shape[0], weight.shape[0], dtype.itemsize)
-    layout = _Layout(chunk, normalize, eps, dtype, stats is not None)
+    given = stats is not None
     if normalize and stats is None:
-        stats = vocab_stats(weight.detach(), None if bias is None else bias.detach())
-    with without_autocast(x):
-        output, lse, target_logits = _ChunkedVocabMixture.apply(
-            x, weight, table, bias, norm_weight, norm_bias, targets, stats, layout
-        )
-    return VocabMixture(output, lse, target_logits)
+        stats = cached_vocab_stats(weight, bias)
+    tensors = (x, weight, table, bias, norm_weight, norm_bias)
+    grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    columns, rows, kept = choose_blocks(
+        x.shape[0], weight.shape[0], dtype.itemsize, x.device, columns=chunk_size, grad=grad
+    )
+    output, lse, target_logits, *_ = _forward(
+        *tensors,
+        list(stats or ()),
+        targets,
+        eps,
+        given,
+        table is weight,
+        [columns, rows, int(kept)],
+    )
+    return VocabMixture(
+        None if table is None else output, lse, None if targets is None else target_logits
+    )
 
 
-def _moments(x: Tensor, stats: VocabStats | None, eps: float) -> tuple[Tensor, Tensor]:
-    """μ and r = (σ² + eps)^-½ per row; 0 and 1 without the LayerNorm."""
-    if stats is None:
-        return x.new_zeros(x.shape[0]), x.new_ones(x.shape[0])
-    mu, variance = stats.moments(x)
-    return mu, torch.rsqrt(variance + eps)
+class _Call:
+    """Everything both sweeps read; one instance a sweep."""
 
+    def __init__(self, x, weight, table, bias, gamma, beta, stats, eps, blocks) -> None:
+        self.dtype = statistics_dtype(x)
+        self.operand = operand_dtype(x, self.dtype)
+        self.x, self.weight, self.table = x, weight, table
+        self.bias, self.gamma, self.beta = bias, gamma, beta
+        self.blocks = Blocks(*blocks)
+        self.xs = x.to(self.operand)
+        self.rows = Rows(None, None)
+        if stats:
+            mu, variance = VocabStats(*stats).moments(x.to(self.dtype))
+            self.rows = Rows(mu, torch.rsqrt(variance + eps))
 
-class _ChunkedVocabMixture(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight, table, bias, gamma, beta, targets, stats, layout):
-        dtype, chunk = layout.dtype, layout.chunk
-        rows, vocab = x.shape[0], weight.shape[0]
-        xs = x.to(dtype)
-        mu, r = _moments(xs, stats, layout.eps)
-        peak = xs.new_full((rows,), -torch.inf)
-        total = xs.new_zeros(rows)
-        mixture = None if table is None else xs.new_zeros(rows, table.shape[1])
-        for start in range(0, vocab, chunk):
-            block = slice(start, min(start + chunk, vocab))
-            s, _ = _block_logits(xs, weight, bias, gamma, beta, mu, r, block)
-            new_peak = torch.maximum(peak, s.amax(-1))
-            rescale = torch.exp(peak - new_peak)
-            p = s.sub_(new_peak[:, None]).exp_()
-            total.mul_(rescale).add_(p.sum(-1))
-            if mixture is not None:
-                mixture.mul_(rescale[:, None]).addmm_(p, table[block].to(dtype))
-            peak = new_peak
-        lse = peak + total.log()
-        if mixture is not None:
-            mixture /= total[:, None]
-        target_logits = None
-        if targets is not None:
-            target_logits = _target_logits(xs, weight, bias, gamma, beta, mu, r, targets)
-        ctx.save_for_backward(
-            x, weight, table, bias, gamma, beta, targets, mixture, mu, r, lse, *(stats or ())
-        )
-        ctx.layout = layout
-        ctx.set_materialize_grads(False)
-        return None if mixture is None else mixture.to(table.dtype), lse, target_logits
+    def full(self, vector: Tensor | None, block: slice) -> Tensor | None:
+        return None if vector is None else vector[block].to(self.dtype)
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, g, h, t):
-        with without_autocast(ctx.saved_tensors[0]):
-            return _ChunkedVocabMixture._backward(ctx, g, h, t)
+    def columns(self, block: slice) -> Columns:
+        return Columns(*(self.full(v, block) for v in (self.bias, self.gamma, self.beta)))
 
-    @staticmethod
-    def _backward(ctx, g, h, t):
-        saved = ctx.saved_tensors
-        x, weight, table, bias, gamma, beta, targets, mixture, mu, r, lse = saved[:11]
-        stats = VocabStats(*saved[11:]) if len(saved) > 11 else None
-        needs = ctx.needs_input_grad[:6]
-        layout, dtype = ctx.layout, ctx.layout.dtype
-        vocab = weight.shape[0]
-        xs = x.to(dtype)
-        g = None if g is None else g.to(dtype)
-        # d logits = p * (E g - offset) + onehot(target) t
-        offset = xs.new_zeros(xs.shape[0]) if g is None else (g * mixture).sum(-1)
-        if h is not None:
-            offset = offset - h.to(dtype)
-        # one buffer serves a tied table: its gradient is the sum of both roles
-        tied = table is weight and needs[1]
-        grads = _Gradients(xs, weight, None if g is None else table, bias, needs, tied)
-        scaled_x = xs * r[:, None]
-        for start in range(0, vocab, layout.chunk):
-            block = slice(start, min(start + layout.chunk, vocab))
-            s, z_hat = _block_logits(xs, weight, bias, gamma, beta, mu, r, block)
-            p = s.sub_(lse[:, None]).exp_()
-            if g is None:
-                ds = -offset[:, None] * p
-            else:
-                if grads.table is not None:
-                    grads.table[block] += p.T @ g
-                ds = (g @ table[block].to(dtype).T).sub_(offset[:, None]).mul_(p)
-            if t is not None:
-                _add_targets(ds, targets, t.to(dtype), block)
-            grads.add_block(block, ds, z_hat, weight, gamma, scaled_x, r, layout.normalize)
-        if layout.normalize:
-            grads.correct(xs, weight, bias, r, stats, fixed=layout.fixed_stats)
-        return *grads.results(x, weight, table, bias, gamma, beta, tied), None, None, None
+    def vocabulary(self):
+        """Yield each block's slice."""
+        vocab, columns = self.weight.shape[0], self.blocks.columns
+        for start in range(0, vocab, columns):
+            yield slice(start, min(start + columns, vocab))
 
+    def row_slices(self) -> list[slice]:
+        count, rows = len(self.xs), self.blocks.rows
+        return [slice(start, min(start + rows, count)) for start in range(0, count, rows)]
 
-class _Gradients:
-    """Accumulators of the backward sweep; those nobody needs are ``None``."""
+    def room_for_logits(self) -> Tensor:
+        vocab = self.weight.shape[0] if self.blocks.kept else 0
+        return self.x.new_empty((len(self.xs) * vocab,), dtype=self.dtype)
 
-    def __init__(self, xs, weight, table, bias, needs, tied) -> None:
-        vocab = weight.shape[0]
+    def kept_tile(self, kept: Tensor, block: slice, rows: slice) -> Tensor | None:
+        """Where a tile of logits is kept, ``[R, K]``; each lies in one piece, by columns."""
+        if not self.blocks.kept:
+            return None
+        count, columns = rows.stop - rows.start, block.stop - block.start
+        start = block.start * len(self.xs) + rows.start * columns
+        return kept[start : start + count * columns].view(columns, count).T
 
-        def vector(wanted: bool) -> Tensor | None:
-            return xs.new_zeros(vocab) if wanted else None
+    def target_z_hat(self, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Clamped ids and ẑ (z without the LayerNorm) at each target, ``[N, M]``."""
+        ids = targets.clamp_min(0)
+        xs = self.x.to(self.dtype)
+        columns = [(xs * self.weight[column].to(self.dtype)).sum(-1) for column in ids.T]
+        z = torch.stack(columns, -1) if columns else xs.new_zeros(ids.shape)
+        if self.bias is not None:
+            z = z + self.bias[ids].to(self.dtype)
+        if self.rows.mu is not None:
+            z = (z - self.rows.mu[:, None]) * self.rows.rstd[:, None]
+        return ids, z
 
-        self.needs = needs
-        self.x = torch.zeros_like(xs) if needs[0] else None
-        self.weight = xs.new_zeros(weight.shape) if needs[1] else None
-        if tied:
-            self.table = self.weight if table is not None else None
-        else:
-            wanted = needs[2] and table is not None
-            self.table = xs.new_zeros(table.shape) if wanted else None
-        self.bias, self.gamma, self.beta = vector(needs[3]), vector(needs[4]), vector(needs[5])
-        self.s1 = xs.new_zeros(xs.shape[0])
-        self.s2 = xs.new_zeros(xs.shape[0])
-
-    def add_block(self, block, ds, z_hat, weight, gamma, scaled_x, r, normalize) -> None:
-        if self.beta is not None:
-            self.beta[block] = ds.sum(0)
+    def target_logits(self, targets: Tensor) -> Tensor:
+        ids, s = self.target_z_hat(targets)
         if self.gamma is not None:
-            self.gamma[block] = (ds * z_hat).sum(0)
-        if self.x is None and self.weight is None and self.bias is None:
-            return
-        a = ds if gamma is None else ds.mul_(gamma[block].to(ds.dtype))
-        if normalize:
-            self.s1 += a.sum(-1)
-            self.s2 += (a * z_hat).sum(-1)
-        if self.x is not None:
-            self.x.addmm_(a, weight[block].to(a.dtype))
-        if self.weight is not None:
-            self.weight[block].addmm_(a.T, scaled_x)
-        if self.bias is not None:
-            self.bias[block] = a.T @ r
+            s = s * self.gamma[ids].to(self.dtype)
+        if self.beta is not None:
+            s = s + self.beta[ids].to(self.dtype)
+        return s * (targets >= 0)
 
-    def correct(self, xs, weight, bias, r, stats: VocabStats, *, fixed: bool) -> None:
-        """The LayerNorm's share of dx, dW and db: deferred rank-one and D x D terms."""
-        vocab = weight.shape[0]
-        stats = VocabStats(*(s.to(xs.dtype) for s in stats))
-        if self.x is not None:
-            self.x.mul_(r[:, None])
-            self.x -= (r * self.s1)[:, None] * stats.mean
-            moved = xs @ stats.covariance + stats.bias_covariance
-            self.x -= (r * r * self.s2)[:, None] * moved
-        if fixed:
-            return
-        q = r * r * self.s2 / vocab
-        u = r * self.s1 / vocab
-        m = q @ xs
-        if self.weight is not None:
-            second = (xs * q[:, None]).T @ xs
-            # (W - 1 w̄ᵀ) M + 1 uᵀ without a centred copy of W: the constant row is collected first
-            self.weight.sub_(u @ xs - stats.mean @ second)
-            for start in range(0, vocab, 8192):
-                block = slice(start, start + 8192)
-                self.weight[block].addmm_(weight[block].to(xs.dtype), second, alpha=-1)
-                if bias is not None:
-                    centred = bias[block].to(xs.dtype) - stats.bias_mean
-                    self.weight[block].addr_(centred, m, alpha=-1)
-        if self.bias is not None:
-            self.bias -= u.sum() + (weight.to(xs.dtype) @ m - stats.mean @ m)
-            self.bias -= (bias.to(xs.dtype) - stats.bias_mean) * q.sum()
 
-    def results(self, x, weight, table, bias, gamma, beta, tied) -> tuple[Tensor | None, ...]:
-        def like(grad: Tensor | None, tensor: Tensor | None) -> Tensor | None:
-            return None if grad is None or tensor is None else grad.to(tensor.dtype)
+@torch.library.custom_op("alignvlm::vocab_mixture", mutates_args=())
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    table: Tensor | None,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    stats: list[Tensor],
+    targets: Tensor | None,
+    eps: float,
+    fixed_stats: bool,
+    tied: bool,
+    blocks: list[int],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Mixture, logsumexp, target logits; then full-precision mixture and kept logits."""
+    with full_precision(x):
+        call = _Call(x, weight, table, bias, gamma, beta, stats, eps, blocks)
+        mixture, lse, kept = _sweep_forward(call)
+        target_logits = x.new_empty(0) if targets is None else call.target_logits(targets)
+    if table is None or mixture.dtype == table.dtype:
+        return mixture, lse, target_logits, x.new_empty(0), kept
+    return mixture.to(table.dtype), lse, target_logits, mixture, kept
 
-        return (
-            like(self.x, x),
-            like(self.weight, weight),
-            None if tied else like(self.table, table),
-            like(self.bias, bias),
-            like(self.gamma, gamma),
-            like(self.beta, beta),
+
+def _sweep_forward(call: _Call) -> tuple[Tensor, Tensor, Tensor]:
+    count = len(call.xs)
+    table = call.table
+    peak = call.xs.new_full((count,), -torch.inf, dtype=call.dtype)
+    total = torch.zeros_like(peak)
+    width = 0 if table is None else table.shape[1]
+    mixture = total.new_zeros((count, width) if table is not None else (0,))
+    kept = call.room_for_logits()
+    for block in call.vocabulary():
+        w = call.weight[block].to(call.operand)
+        e = None if table is None else table[block].to(call.operand)
+        columns = call.columns(block)
+        for rows in call.row_slices():
+            keep = call.kept_tile(kept, block, rows)
+            z = product(call.xs[rows], w.T, call.dtype, for_transpose=keep is not None)
+            if keep is not None:
+                keep.copy_(z)
+            p, rescale = forward_tile(z, call.rows.slice(rows), columns, peak[rows], total[rows])
+            if e is not None:
+                accumulate(mixture[rows].mul_(rescale[:, None]), p.to(call.operand), e)
+    if table is not None:
+        mixture /= total[:, None]
+    return mixture, peak + total.log(), kept
+
+
+@_forward.register_fake
+def _(x, weight, table, bias, gamma, beta, stats, targets, eps, fixed_stats, tied, blocks):
+    dtype = statistics_dtype(x)
+    nothing = x.new_empty(0)
+    if table is None:
+        mixture = x.new_empty(0, dtype=dtype)
+        full = nothing
+    else:
+        mixture = table.new_empty(x.shape[0], table.shape[1])
+        full = nothing if table.dtype == dtype else mixture.to(dtype)
+    kept = x.new_empty((x.shape[0] * weight.shape[0] if blocks[2] else 0,), dtype=dtype)
+    logits = nothing if targets is None else x.new_empty(targets.shape, dtype=dtype)
+    return mixture, x.new_empty(x.shape[0], dtype=dtype), logits, full, kept
+
+
+def _save(ctx, inputs, output) -> None:
+    x, weight, table, bias, gamma, beta, stats, targets, eps, fixed, tied, blocks = inputs
+    mixture, lse, _, full, kept = output
+    full = mixture if full.numel() == 0 else full
+    ctx.save_for_backward(x, weight, table, bias, gamma, beta, targets, lse, full, kept, *stats)
+    ctx.options = (eps, fixed, tied, blocks)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, g, h, t, *_):
+    x, weight, table, bias, gamma, beta, targets, lse, full, kept, *stats = ctx.saved_tensors
+    eps, fixed, tied, blocks = ctx.options
+    inputs = (x, weight, table, bias, gamma, beta)
+    wanted = list(ctx.needs_input_grad[:6])
+    upstream = (g if table is not None else None, h, t if targets is not None else None)
+    found = iter(
+        _backward(
+            *inputs, stats, targets, lse, full, kept, *upstream, wanted, eps, fixed, tied, blocks
         )
+    )
+    if tied and table is not None and wanted[1]:
+        wanted[2] = False  # one gradient serves both roles
+    gradients = [next(found) if need else None for need in wanted]
+    return *gradients, [None] * len(stats), None, None, None, None, None
 
 
-def _block_logits(xs, weight, bias, gamma, beta, mu, r, block) -> tuple[Tensor, Tensor]:
-    """s and ẑ for one block of the vocabulary; both ``[N, K]``, never the same storage."""
-    z_hat = xs @ weight[block].to(xs.dtype).T
-    if bias is not None:
-        z_hat += bias[block].to(xs.dtype)
-    z_hat.sub_(mu[:, None]).mul_(r[:, None])
-    s = z_hat.clone() if gamma is None else z_hat * gamma[block].to(xs.dtype)
-    if beta is not None:
-        s += beta[block].to(xs.dtype)
-    return s, z_hat
+_forward.register_autograd(_differentiate, setup_context=_save)
 
 
-def _target_logits(xs, weight, bias, gamma, beta, mu, r, targets) -> Tensor:
-    ids = targets.clamp_min(0)
-    z = torch.einsum("nd,nkd->nk", xs, weight[ids].to(xs.dtype))
-    if bias is not None:
-        z = z + bias[ids].to(xs.dtype)
-    s = (z - mu[:, None]) * r[:, None]
-    if gamma is not None:
-        s = s * gamma[ids].to(xs.dtype)
-    if beta is not None:
-        s = s + beta[ids].to(xs.dtype)
-    return s * (targets >= 0)
+@torch.library.custom_op("alignvlm::vocab_mixture_backward", mutates_args=())
+def _backward(
+    x: Tensor,
+    weight: Tensor,
+    table: Tensor | None,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    stats: list[Tensor],
+    targets: Tensor | None,
+    lse: Tensor,
+    mixture: Tensor,
+    kept: Tensor,
+    g: Tensor | None,
+    h: Tensor | None,
+    t: Tensor | None,
+    wanted: list[bool],
+    eps: float,
+    fixed_stats: bool,
+    tied: bool,
+    blocks: list[int],
+) -> list[Tensor]:
+    """Gradients of those of the first six arguments that are ``wanted``, in order."""
+    with full_precision(x):
+        call = _Call(x, weight, table, bias, gamma, beta, stats, eps, blocks)
+        tied = tied and table is not None and wanted[1]
+        one_tile = len(call.row_slices()) == 1
+        grads = Gradients(x, weight, table, call.dtype, wanted, tied=tied, one_tile=one_tile)
+        offset = lse.new_zeros(lse.shape)
+        if g is not None:
+            offset += (g.to(call.dtype) * mixture).sum(-1)
+        if h is not None:
+            offset -= h
+        _sweep_backward(call, grads, g, kept, lse, offset)
+        if t is not None:
+            ids, z_hat = call.target_z_hat(targets)
+            grads.add_targets(ids, z_hat, t.to(call.dtype) * (targets >= 0), call)
+        if stats:
+            grads.correct(call, VocabStats(*stats), fixed=fixed_stats)
+        return grads.results((x, weight, table, bias, gamma, beta))
 
 
-def _add_targets(ds: Tensor, targets: Tensor, t: Tensor, block: slice) -> None:
-    inside = (targets >= block.start) & (targets < block.stop)
-    rows, which = inside.nonzero(as_tuple=True)
-    cells = (rows, targets[rows, which] - block.start)
-    ds.index_put_(cells, t[rows, which], accumulate=True)
+def _sweep_backward(call: _Call, grads: Gradients, g, kept, lse, offset) -> None:
+    g = None if g is None else g.to(call.operand)
+    for block in call.vocabulary():
+        w = call.weight[block].to(call.operand)
+        e = None if g is None else call.table[block].to(call.operand)
+        columns, inner = call.columns(block), Block(grads, block, call.operand)
+        for rows in call.row_slices():
+            x = call.xs[rows]
+            z = call.kept_tile(kept, block, rows)
+            if z is None:
+                z = product(x, w.T, call.dtype, for_transpose=True)
+            up = None
+            if g is not None:
+                up = product(g[rows], e.T, call.dtype, for_transpose=True)
+            sums = Sums(*grads.row_sums(rows), *inner.column_sums)
+            p, a = backward_tile(
+                z, up, call.rows.slice(rows), columns, lse[rows], offset[rows], sums
+            )
+            inner.add(p.to(call.operand), a.to(call.operand), x, g, w, rows)
+        inner.close()
+
+
+@_backward.register_fake
+def _(
+    x, weight, table, bias, gamma, beta, stats, targets, lse, mixture, kept, g, h, t, wanted,
+    eps, fixed_stats, tied, blocks,
+):  # fmt: skip
+    skip = 2 if tied and table is not None and wanted[1] else None
+    tensors = (x, weight, table, bias, gamma, beta)
+    return [
+        tensor.new_empty(tensor.shape)
+        for index, (tensor, need) in enumerate(zip(tensors, wanted, strict=True))
+        if need and index != skip
+    ]

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .statistics import VocabStats, statistics_dtype, without_autocast
+from .products import full_precision
+from .statistics import VocabStats, statistics_dtype
 
 
 class VocabMixture(NamedTuple):
@@ -36,7 +37,7 @@ def normalised_logits(
 ) -> Tensor:
     """s = LayerNorm(W x + b), dense ``[N, V]``, in fp32 (fp64 for fp64 inputs)."""
     dtype = statistics_dtype(x)
-    with without_autocast(x):
+    with full_precision(x):
         z = x.to(dtype) @ weight.to(dtype).T
         if bias is not None:
             z = z + bias.to(dtype)
@@ -69,7 +70,7 @@ def reference_vocab_mixture(
     s = normalised_logits(x, weight, bias, norm_weight, norm_bias, normalize, eps, stats)
     output = None
     if table is not None:
-        with without_autocast(x):
+        with full_precision(x):
             output = (torch.softmax(s, dim=-1) @ table.to(s.dtype)).to(table.dtype)
     target_logits = None
     if targets is not None:

@@ -1,0 +1,1 @@
+"""Evaluation: metrics, tasks, answerers and the runner (docs/adr/0005-evaluation.md)."""

@@ -1,0 +1,1 @@
+"""Our tasks as lmms-eval task files (``*.yaml``), and the functions they name."""
