@@ -112,11 +112,13 @@ def model_inputs(
     Raises:
         AlignVLMError: no such model, or its connector is not ALIGN.
     """
-    from alignvlm.ask import load_model
+    from alignvlm.compose import load_pretrained
     from alignvlm.data.render import RenderSpec, render_page
     from alignvlm.errors import ConfigError
+    from alignvlm.hub import resolve
 
-    model, processor = load_model(folder)
+    model, processor = load_pretrained(resolve(folder), torch.float32)
+    model.eval()
     if model.config.connector.type != "align":
         raise ConfigError(f"{folder}: real activations need the 'align' connector")
     align, core = model.model.connector, model.model

@@ -158,10 +158,12 @@ class Workload:
         return AlignVLMForConditionalGeneration(config)
 
     def _trained(self, request: dict[str, Any]) -> AlignVLMForConditionalGeneration:
-        from alignvlm.ask import load_model
+        from alignvlm.compose import load_pretrained
         from alignvlm.data.render import RenderSpec, render_page
+        from alignvlm.hub import resolve
 
-        model, processor = load_model(request["model"])
+        model, processor = load_pretrained(resolve(request["model"]), torch.float32)
+        model.eval()
         if model.config.connector.type != "align":
             raise ConfigError(f"{request['model']}: --model takes a model with ALIGN")
         self.images = processor.image_processor

@@ -433,6 +433,8 @@ eval run MODEL --answerer --batch-size --data --json --limit --noise --out --ove
 eval table FILE... --json
 info MODEL --json
 inspect MODEL FILE --dpi --json --k --out --page
+prune MODEL [PAGES]... --data --dpi --json --keep --max-new-tokens --max-questions --out --pages
+    --questions
 pull REFERENCE --json
 train RECIPE --dry-run --json --no-dry-run --no-overwrite --no-resume
     --out --overwrite --resume --set

@@ -16,6 +16,7 @@ import transformers
 import typer
 
 from .cli_eval import eval_app
+from .cli_prune import prune
 from .errors import AlignVLMError
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look at training data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(eval_app, name="eval")
+app.command()(prune)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON line.")]
 Sets = Annotated[

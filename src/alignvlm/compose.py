@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import (
@@ -42,7 +42,7 @@ def _loaded(loader: Any, reference: Any, **keys: Any) -> Any:
 
 
 def load_pretrained(
-    folder: Path, dtype: torch.dtype
+    folder: Path, dtype: torch.dtype | Literal["auto"]
 ) -> tuple[AlignVLMForConditionalGeneration, AlignVLMProcessor]:
     """A saved model and its processor.
 

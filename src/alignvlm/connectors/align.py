@@ -6,7 +6,8 @@ Eq. 2:  F'_align = P_vocabᵀ E_text                                  (arXiv 250
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -14,10 +15,13 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from ..config import AlignConfig
+from ..errors import ConfigError
 from ..ops import VocabMixture, VocabStats, normalised_logits, vocab_mixture, vocab_stats
+from ..ops.products import full_precision
 from .base import Connector
 
 STATS_BUFFERS = tuple(f"stats_{name}" for name in VocabStats._fields)
+HALF = (torch.bfloat16, torch.float16)
 DENSE_BYTES = 64 * 2**20
 """Inspection works on blocks of rows whose dense distribution is at most this large."""
 
@@ -47,7 +51,10 @@ class AlignConnector(Connector):
     With a pruned vocabulary (``config.kept_tokens`` or :meth:`prune`) only the rows of the kept
     tokens exist; ``token_ids`` says which language-model ids they are. A vocabulary pruned after
     training keeps the full vocabulary's LayerNorm statistics, so each kept token's logit is exactly
-    what it was and only the softmax is renormalised.
+    what it was and only the softmax is renormalised. Those statistics stay in full precision
+    when the model is cast to half precision: small variances do not survive it.
+
+    :meth:`fold` prepares frozen weights for inference.
 
     Args:
         config: its config.
@@ -58,11 +65,14 @@ class AlignConnector(Connector):
     """
 
     config: AlignConfig
+    # transformers collects this from a model's parts when it loads weights in half precision
+    _keep_in_fp32_modules_strict = tuple(rf"connector\.{name}" for name in STATS_BUFFERS)
 
     def __init__(self, config: AlignConfig, d_vision: int, d_text: int, vocab_size: int) -> None:
         super().__init__()
         self.config = config
         self.vocab_size = vocab_size
+        self.folded = False
         kept = config.kept_tokens or vocab_size
         if kept > vocab_size:
             raise ValueError(f"kept_tokens={kept} is more than the vocabulary's {vocab_size}")
@@ -79,13 +89,22 @@ class AlignConnector(Connector):
         self.register_buffer("token_ids", None)
         if config.kept_tokens is not None:
             self.register_buffer("token_ids", torch.arange(kept))
-            self._register_stats(d_text)
+        if config.full_statistics:
+            full = torch.promote_types(torch.get_default_dtype(), torch.float32)
+            shapes = ((d_text,), (d_text, d_text), (), (d_text,), ())
+            for name, shape in zip(STATS_BUFFERS, shapes, strict=True):
+                self.register_buffer(name, torch.zeros(shape, dtype=full))
+            torch.nn.init.eye_(self.stats_covariance)
 
-    def _register_stats(self, width: int) -> None:
-        # zeros mean "no fixed statistics": LayerNorm then runs over the kept rows themselves
-        shapes = ((width,), (width, width), (), (width,), ())
-        for name, shape in zip(STATS_BUFFERS, shapes, strict=True):
-            self.register_buffer(name, torch.zeros(shape))
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AlignConnector:
+        # every cast and move of a module passes here
+        before = {name: self._buffers[name] for name in STATS_BUFFERS if name in self._buffers}
+        super()._apply(fn, recurse)
+        for name, value in before.items():
+            after = self._buffers[name]
+            if value is not None and after is not None and after.dtype in HALF:
+                self._buffers[name] = value.to(after.device, torch.float32)
+        return self
 
     def reset_parameters(self) -> None:
         # transformers' init functions leave alone what was loaded from a checkpoint
@@ -94,8 +113,10 @@ class AlignConnector(Connector):
             init.zeros_(self.outer_norm_bias)
         if self.token_ids is not None:
             init.copy_(self.token_ids, torch.arange(len(self.token_ids)))
+        if self.config.full_statistics:
             for name in STATS_BUFFERS:
                 init.zeros_(getattr(self, name))
+            init.eye_(self.stats_covariance)  # neutral until statistics are loaded
 
     @torch.no_grad()
     def init_from_lm_head(
@@ -106,12 +127,20 @@ class AlignConnector(Connector):
         Args:
             lm_head: the head's weight; rows beyond the vocabulary are ignored.
             token_ids: for a connector with ``kept_tokens``: which ids to keep, int64 ``[kept]``.
+
+        Raises:
+            ValueError: missing or impossible token_ids.
+            ConfigError: the connector is folded.
         """
+        self._refuse_folded("initialised")
         head = lm_head[: self.vocab_size]
         if self.token_ids is not None:
             if token_ids is None or token_ids.shape != self.token_ids.shape:
                 raise ValueError(f"needs token_ids of shape {tuple(self.token_ids.shape)}")
             self.token_ids.copy_(self._checked_ids(token_ids))
+            if self.config.full_statistics:
+                for name, value in zip(STATS_BUFFERS, vocab_stats(head), strict=True):
+                    getattr(self, name).copy_(value)
             head = head[self.token_ids]
         self.w2.weight.copy_(head)
 
@@ -155,8 +184,14 @@ class AlignConnector(Connector):
             ValueError: a target is not among the kept tokens.
         """
         rows = None if targets is None else self.row_of(targets)
+        x, norm = self._op(hidden)
         return vocab_mixture(
-            hidden, self.w2.weight, self._table(text_embedding), targets=rows, **self._norm()
+            x,
+            self.w2.weight,
+            self._table(text_embedding),
+            targets=rows,
+            impl=self.config.impl,
+            **norm,
         )
 
     def row_of(self, ids: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
@@ -190,21 +225,78 @@ class AlignConnector(Connector):
             return text_embedding
         return text_embedding[: self.vocab_size]
 
-    def _norm(self) -> dict:
-        return {
-            "norm_weight": self.outer_norm_weight,
-            "norm_bias": self.outer_norm_bias,
-            "normalize": self.config.outer_norm,
-            "eps": self.config.eps,
-            "stats": self._fixed_stats(),
-            "impl": self.config.impl,
-        }
+    def _op(self, hidden: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """The op's input and what it adds to W2: LayerNorm, or what folding left of it."""
+        if not self.folded:
+            return hidden, {
+                "norm_weight": self.outer_norm_weight,
+                "norm_bias": self.outer_norm_bias,
+                "normalize": self.config.outer_norm,
+                "eps": self.config.eps,
+                "stats": self._fixed_stats(),
+            }
+        covariance = self.stats_covariance
+        with full_precision(hidden):
+            x = hidden.to(covariance.dtype)
+            variance = ((x @ covariance) * x).sum(-1, keepdim=True).clamp_min(0)
+            x = x * torch.rsqrt(variance + self.config.eps)
+        return x.to(hidden.dtype), {"bias": self.outer_norm_bias, "normalize": False}
 
     def _fixed_stats(self) -> VocabStats | None:
-        if self.token_ids is None or not self.config.outer_norm:
+        if not (self.config.full_statistics or self.folded):
             return None
-        stats = VocabStats(*(getattr(self, name) for name in STATS_BUFFERS))
-        return stats if bool(stats.covariance.any()) else None
+        return VocabStats(*(getattr(self, name) for name in STATS_BUFFERS))
+
+    def _set_stats(self, stats: VocabStats) -> None:
+        for name, value in zip(STATS_BUFFERS, stats, strict=True):
+            # a copy each: saving refuses tensors that share storage
+            self.register_buffer(name, value.to(self.w2.weight.device, copy=True))
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Fold the LayerNorm over the vocabulary into W2, in place, for inference.
+
+        With w̄ and C the mean and covariance of W2's rows (see :mod:`alignvlm.ops.statistics`),
+        W' = γ∘(W2 − 1w̄ᵀ) and r = (xᵀCx + eps)^-½ the logits of Eq. 1 are W'(r x) + β: no mean, no
+        γ, and no statistics to compute. Exact up to rounding; in half precision W' is rounded once
+        more than W2 was, so there it costs accuracy. W2 is replaced: a folded connector can be
+        asked, inspected, pruned and cast, but neither trained nor saved.
+
+        Raises:
+            ConfigError: parameters still require a gradient, it is folded already, or it has no
+                LayerNorm over the vocabulary.
+        """
+        self._refuse_folded("folded")
+        if not self.config.outer_norm:
+            raise ConfigError("the connector has no LayerNorm over the vocabulary to fold")
+        training = [name for name, p in self.named_parameters() if p.requires_grad]
+        if training:
+            raise ConfigError(
+                f"cannot fold a connector that trains ({', '.join(training)}); freeze it first "
+                "with requires_grad_(False)"
+            )
+        weight = self.w2.weight
+        stats = self._fixed_stats() or vocab_stats(weight)
+        centred = (weight - stats.mean).mul_(self.outer_norm_weight[:, None])
+        self.w2.weight = nn.Parameter(centred.to(weight.dtype), requires_grad=False)
+        self.register_parameter("outer_norm_weight", None)
+        self._set_stats(stats)
+        self.folded = True
+
+    def _refuse_folded(self, what: str) -> None:
+        if self.folded:
+            raise ConfigError(
+                f"the connector is folded for inference and cannot be {what}; load the model again"
+            )
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        # W2 is gone, and a file of W' would be read as W2: better no file than a wrong one
+        self._refuse_folded("saved")
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._refuse_folded("loaded into")
+        super()._load_from_state_dict(*args, **kwargs)
 
     @torch.no_grad()
     def prune(self, token_ids: Int[Tensor, "kept"]) -> None:
@@ -233,11 +325,11 @@ class AlignConnector(Connector):
             if parameter is not None:
                 setattr(self, name, nn.Parameter(parameter[rows].clone(), parameter.requires_grad))
         self.register_buffer("token_ids", ids)
-        self._register_stats(self.w2.in_features)
-        for name, value in zip(STATS_BUFFERS, stats or (), strict=False):
-            # a copy each: saving refuses tensors that share storage
-            self.register_buffer(name, value.to(ids.device, copy=True))
-        self.config = self.config.model_copy(update={"kept_tokens": len(ids)})
+        if stats is not None:
+            self._set_stats(stats)
+        self.config = self.config.model_copy(
+            update={"kept_tokens": len(ids), "full_statistics": stats is not None}
+        )
 
     @torch.no_grad()
     def vocab_distribution(
@@ -290,11 +382,10 @@ class AlignConnector(Connector):
         return torch.cat(entropy), torch.cat(top)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        norm = self._norm()
-        norm.pop("impl")
-        return normalised_logits(hidden, self.w2.weight, **norm)
+        x, norm = self._op(hidden)
+        return normalised_logits(x, self.w2.weight, **norm)
 
-    def _blocks(self, hidden: Tensor):
+    def _blocks(self, hidden: Tensor) -> Iterator[Tensor]:
         rows = max(1, DENSE_BYTES // (4 * self.w2.out_features))
         for block in hidden.split(rows):
             yield self._logits(block)
