@@ -6,7 +6,6 @@ read and written once, while a tile of logits stays in cache between the matrix 
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,15 +64,14 @@ def choose_blocks(
     tiles = max(1, -(-rows // limit))
     tile_rows = max(1, -(-rows // tiles))
     if columns is None:
-        tile_bytes = CUDA_TILE_BYTES if on_gpu else cpu_tile_bytes()
+        tile_bytes = CUDA_TILE_BYTES if on_gpu else CPU_TILE_BYTES
         fitting = tile_bytes // (tile_rows * itemsize) // 64 * 64
         columns = max(512, min(fitting, 32768 if on_gpu else 8192))
     columns = max(1, min(columns, vocab))
     return Blocks(columns, tile_rows, grad and rows * vocab * itemsize <= KEEP_BYTES)
 
 
-@functools.cache
-def cpu_tile_bytes() -> int:
+def _cpu_tile_bytes() -> int:
     """A quarter of the last-level cache, 1 to 16 MiB: most of a tile's work stays in it."""
     try:
         sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
@@ -81,3 +79,7 @@ def cpu_tile_bytes() -> int:
     except (OSError, ValueError):
         largest = 32 * 2**20
     return min(16 * 2**20, max(2**20, largest // 4))
+
+
+CPU_TILE_BYTES = _cpu_tile_bytes()
+"""A constant: ``torch.compile`` cannot trace reading it."""

@@ -30,9 +30,10 @@ from torch import Tensor
 from .blocks import Blocks, choose_blocks
 from .corrections import Block, Gradients
 from .products import accumulate, full_precision, operand_dtype, product
-from .reference import VocabMixture
+from .reference import VocabMixture, check_targets
+from .select import select_tiles
 from .statistics import VocabStats, cached_vocab_stats, statistics_dtype
-from .tiles import Columns, Rows, Sums, backward_tile, forward_tile
+from .tiles import Columns, Rows, Sums
 
 
 def chunked_vocab_mixture(
@@ -81,6 +82,7 @@ class _Call:
         self.x, self.weight, self.table = x, weight, table
         self.bias, self.gamma, self.beta = bias, gamma, beta
         self.blocks = Blocks(*blocks)
+        self.tiles = select_tiles(x.device)
         self.xs = x.to(self.operand)
         self.rows = Rows(None, None)
         if stats:
@@ -152,6 +154,8 @@ def _forward(
     blocks: list[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Mixture, logsumexp, target logits; then full-precision mixture and kept logits."""
+    if targets is not None:
+        check_targets(targets, weight.shape[0])  # in here, where compilers do not look
     with full_precision(x):
         call = _Call(x, weight, table, bias, gamma, beta, stats, eps, blocks)
         mixture, lse, kept = _sweep_forward(call)
@@ -178,9 +182,11 @@ def _sweep_forward(call: _Call) -> tuple[Tensor, Tensor, Tensor]:
             z = product(call.xs[rows], w.T, call.dtype, for_transpose=keep is not None)
             if keep is not None:
                 keep.copy_(z)
-            p, rescale = forward_tile(z, call.rows.slice(rows), columns, peak[rows], total[rows])
+            p, rescale = call.tiles.forward_tile(
+                z, call.rows.slice(rows), columns, peak[rows], total[rows], call.operand
+            )
             if e is not None:
-                accumulate(mixture[rows].mul_(rescale[:, None]), p.to(call.operand), e)
+                accumulate(mixture[rows].mul_(rescale[:, None]), p, e)
     if table is not None:
         mixture /= total[:, None]
     return mixture, peak + total.log(), kept
@@ -189,15 +195,14 @@ def _sweep_forward(call: _Call) -> tuple[Tensor, Tensor, Tensor]:
 @_forward.register_fake
 def _(x, weight, table, bias, gamma, beta, stats, targets, eps, fixed_stats, tied, blocks):
     dtype = statistics_dtype(x)
-    nothing = x.new_empty(0)
     if table is None:
         mixture = x.new_empty(0, dtype=dtype)
-        full = nothing
+        full = x.new_empty(0)
     else:
         mixture = table.new_empty(x.shape[0], table.shape[1])
-        full = nothing if table.dtype == dtype else mixture.to(dtype)
+        full = x.new_empty(0) if table.dtype == dtype else mixture.to(dtype)
     kept = x.new_empty((x.shape[0] * weight.shape[0] if blocks[2] else 0,), dtype=dtype)
-    logits = nothing if targets is None else x.new_empty(targets.shape, dtype=dtype)
+    logits = x.new_empty(0) if targets is None else x.new_empty(targets.shape, dtype=dtype)
     return mixture, x.new_empty(x.shape[0], dtype=dtype), logits, full, kept
 
 
@@ -287,10 +292,10 @@ def _sweep_backward(call: _Call, grads: Gradients, g, kept, lse, offset) -> None
             if g is not None:
                 up = product(g[rows], e.T, call.dtype, for_transpose=True)
             sums = Sums(*grads.row_sums(rows), *inner.column_sums)
-            p, a = backward_tile(
-                z, up, call.rows.slice(rows), columns, lse[rows], offset[rows], sums
+            p, a = call.tiles.backward_tile(
+                z, up, call.rows.slice(rows), columns, lse[rows], offset[rows], sums, call.operand
             )
-            inner.add(p.to(call.operand), a.to(call.operand), x, g, w, rows)
+            inner.add(p, a, x, g, w, rows)
         inner.close()
 
 

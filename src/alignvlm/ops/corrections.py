@@ -124,6 +124,7 @@ class Gradients:
     def correct(self, call: _Call, stats: VocabStats, *, fixed: bool) -> None:
         """The LayerNorm's share of dx, dW and db: deferred rank-one and D x D terms."""
         xs, r = call.x.to(self.dtype), call.rows.rstd
+        assert r is not None
         stats = VocabStats(*(s.to(self.dtype) for s in stats))
         vocab = call.weight.shape[0]
         if self.x is not None:

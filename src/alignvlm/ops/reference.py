@@ -74,6 +74,13 @@ def reference_vocab_mixture(
             output = (torch.softmax(s, dim=-1) @ table.to(s.dtype)).to(table.dtype)
     target_logits = None
     if targets is not None:
+        check_targets(targets, weight.shape[0])
         picked = s.gather(1, targets.clamp_min(0))
         target_logits = picked * (targets >= 0)
     return VocabMixture(output, torch.logsumexp(s, dim=-1), target_logits)
+
+
+def check_targets(targets: Tensor, vocab: int) -> None:
+    """Raise ``ValueError`` for an id that is not below ``vocab``, where looking costs nothing."""
+    if targets.device.type == "cpu" and targets.numel() and int(targets.max()) >= vocab:
+        raise ValueError(f"target {int(targets.max())} is not below the vocabulary's {vocab}")

@@ -52,11 +52,12 @@ class Sums(NamedTuple):
 
 
 def forward_tile(
-    z: Tensor, rows: Rows, columns: Columns, peak: Tensor, total: Tensor
+    z: Tensor, rows: Rows, columns: Columns, peak: Tensor, total: Tensor, operand: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """exp(s − new peak), written over ``z``, and what earlier sums must be multiplied by.
+    """exp(s − new peak) in ``operand``, and what earlier sums must be multiplied by.
 
-    ``peak`` and ``total`` (``[R]``, the softmax's running maximum and sum) are updated.
+    ``z`` is overwritten; ``peak`` and ``total`` (``[R]``, the softmax's running maximum and sum)
+    are updated. ``total`` adds the exponentials before they are rounded.
     """
     if columns.bias is not None:
         z.add_(columns.bias)
@@ -71,7 +72,7 @@ def forward_tile(
     p = z.sub_(new_peak[:, None]).exp_()
     total.mul_(rescale).add_(p.sum(-1))
     peak.copy_(new_peak)
-    return p, rescale
+    return p.to(operand), rescale
 
 
 def backward_tile(
@@ -82,8 +83,9 @@ def backward_tile(
     lse: Tensor,
     offset: Tensor,
     sums: Sums,
+    operand: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """p and r∘a of a tile, with ds = p∘(upstream − offset); adds to ``sums``.
+    """p and r∘a of a tile in ``operand``, with ds = p∘(upstream − offset); adds to ``sums``.
 
     ``upstream`` is overwritten, ``z`` is not.
     """
@@ -97,7 +99,8 @@ def backward_tile(
         p.add_(columns.beta)
     p.sub_(lse[:, None]).exp_()
     ds = p * -offset[:, None] if upstream is None else upstream.sub_(offset[:, None]).mul_(p)
-    return p, _collect(ds, z_hat, rows, columns, sums)
+    a = _collect(ds, z_hat, rows, columns, sums)
+    return p.to(operand), a.to(operand)
 
 
 def _collect(ds: Tensor, z_hat: Tensor, rows: Rows, columns: Columns, sums: Sums) -> Tensor:
