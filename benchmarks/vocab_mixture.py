@@ -197,8 +197,8 @@ def work_time(request: dict[str, Any]) -> dict[str, Any]:
         function = c.implementation(name, request["chunk_size"])
         run = MixtureRun(function, inputs, request["device"], changes=name != c.WARM)
         try:
+            run()  # warm-up; a compiler's own products must not be counted
             found: dict[str, Any] = {"flops": counted_flops(run), **errors(run.function, inputs)}
-            run()  # warm-up, without the counter
         except Exception as error:  # a compiler or kernel that is missing, or memory
             result["impls"][name] = {"skipped": m.reason(error)}
             continue

@@ -269,7 +269,7 @@ def _backward(
         if h is not None:
             offset -= h
         _sweep_backward(call, grads, g, kept, lse, offset)
-        if t is not None:
+        if t is not None and targets is not None:
             ids, z_hat = call.target_z_hat(targets)
             grads.add_targets(ids, z_hat, t.to(call.dtype) * (targets >= 0), call)
         if stats:
