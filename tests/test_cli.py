@@ -426,6 +426,10 @@ def test_bugs_are_not_hidden(run, monkeypatch, tiny_model_dir):
 
 COMMAND_LINE = """
 ask MODEL FILE... QUESTION --dpi --json --max-new-tokens --pages
+convert MODEL --connector --dry-run --json --no-dry-run --out --set --vocab-size
+data from-pdf FOLDER --dpi --json --max-pages --min-words --out --pages
+data from-scans FOLDER --confidence --dpi --json --max-pages --min-words --out --pages
+data read MODEL SOURCE... --json --pages --seed --set --split --stage
 data show RECIPE --index --json --model --out --set --stage
 eval compare A B --json --metric --seed
 eval run MODEL --answerer --batch-size --data --json --limit --noise --out --overwrite --prune

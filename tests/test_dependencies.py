@@ -26,11 +26,11 @@ LAYERS = (
     {"losses", "dropping"},
     {"outputs"},
     {"model", "image_processor"},
-    {"generation", "processor"},
+    {"generation", "processor", "hosts"},
     {"compose", "__init__"},
     {"data"},
-    {"train", "eval", "analysis", "serve", "ask"},
-    {"cli_eval", "cli_prune"},
+    {"train", "eval", "analysis", "serve", "ask", "convert"},
+    {"cli_data", "cli_eval", "cli_prune", "cli_convert"},
     {"cli", "__main__"},
 )
 """A module imports from earlier layers and from its own room."""

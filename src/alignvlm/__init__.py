@@ -13,6 +13,7 @@ from transformers import (
 )
 from transformers.models.auto import modeling_auto
 
+from . import hosts as hosts  # registers the converted models
 from .config import AlignVLMConfig
 from .connectors import CONNECTORS, build_connector
 from .errors import AlignVLMError

@@ -15,6 +15,8 @@ from typing import Annotated, Any, NoReturn
 import transformers
 import typer
 
+from .cli_convert import convert
+from .cli_data import data_app
 from .cli_eval import eval_app
 from .cli_prune import prune
 from .errors import AlignVLMError
@@ -26,10 +28,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Look at training data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(eval_app, name="eval")
 app.command()(prune)
+app.command()(convert)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON line.")]
 Sets = Annotated[
@@ -186,27 +188,6 @@ def info(
 
     data = machine_info() if model is None else model_info(model)
     _emit(json_, data, "\n".join(f"{key}: {value}" for key, value in data.items()))
-
-
-@data_app.command("show")
-def data_show(
-    recipe: Annotated[str, typer.Argument(help="a recipe, or a JSONL file of records")],
-    model: Annotated[
-        str | None, typer.Option(help="model whose processor encodes; default: the recipe's")
-    ] = None,
-    stage: Annotated[int, typer.Option(min=1, help="stage of the recipe")] = 1,
-    index: Annotated[int, typer.Option(min=0, help="which sample")] = 0,
-    out: Annotated[Path | None, typer.Option(help="save the sample's page images here")] = None,
-    set_: Sets = None,
-    json_: Json = False,
-) -> None:
-    """Print one sample as the model gets it: ids, label mask, page, and grounded targets."""
-    from .train.show import show
-
-    shown = show(recipe, model=model, stage=stage, index=index, overrides=set_)
-    if out is not None:
-        shown.save(out)
-    _emit(json_, shown.to_dict(), shown.to_text())
 
 
 def _fail(message: str) -> NoReturn:

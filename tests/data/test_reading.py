@@ -10,9 +10,9 @@ import torch
 
 from alignvlm.connectors import AlignConnector
 from alignvlm.data import chat
-from alignvlm.data.reading import reading_accuracy
+from alignvlm.data.reading import reading_accuracy, size_names, text_heights
 from alignvlm.data.records import make_record
-from alignvlm.data.render import RenderSpec
+from alignvlm.data.render import RenderSpec, Word
 from alignvlm.data.sources import RenderSource, Subset
 from alignvlm.errors import ConfigError
 from alignvlm.ops import VocabMixture
@@ -154,3 +154,75 @@ def test_what_cannot_be_read_is_refused(make_model, make_processor, source, imag
     plain = [make_record("r", images[:1], [("?", "!")], source="t")]
     with pytest.raises(ConfigError, match="no page of the source has words"):
         reading_accuracy(model, make_processor(model.config), plain, 1)  # type: ignore[arg-type]
+
+
+def test_cells_are_counted_page_by_page_and_by_height(model, processor, source):
+    with Rigged(model, processor, source, lambda truth: truth):
+        result = reading_accuracy(model, processor, source, 4)
+    assert len(result.pages) == 4
+    assert len({page.document for page in result.pages}) == 4
+    assert sum(page.text[1] for page in result.pages) == result.text_cells
+    assert sum(page.blank[1] for page in result.pages) == result.blank_cells
+    sizes = result.by_size()
+    assert sum(cells for _, cells in sizes.values()) == result.text_cells
+    assert all(right == cells for right, cells in sizes.values())
+
+
+def test_sizes_are_those_the_model_sees(model, processor):
+    """Pages of 14 px and 28 px text; a page four times as large is fitted to the same tiles."""
+
+    def sizes(px: int, factor: int = 1) -> set[str]:
+        spec = RenderSpec(
+            layout="text", width=112 * factor, height=56 * factor, font_px=(px, px),
+            margin=2 * factor, fonts=("DejaVuSans",),
+        )  # fmt: skip
+        source = RenderSource(spec, 2)
+        with Rigged(model, processor, source, lambda truth: truth):
+            return set(reading_accuracy(model, processor, source, 2).by_size())
+
+    assert sizes(14) == {"16-20"}  # ascent and descent of DejaVu are 1.16 em
+    assert sizes(18) == {"20-24"}
+    assert sizes(56, factor=4) == {"16-20"}
+
+
+def test_only_the_wrong_size_is_wrong(model, processor):
+    pages = [
+        RenderSource(SPEC.model_copy(update={"font_px": (px, px)}), 1, name=str(px))[0]
+        for px in (14, 20)
+    ]
+    blank = model.config.blank_token_id
+    says = iter([lambda t: t, lambda t: torch.full_like(t, blank)])
+    with Rigged(model, processor, pages, lambda truth: next(says)(truth)):
+        result = reading_accuracy(model, processor, pages, 2)
+    shares = {name: right / cells for name, (right, cells) in result.by_size().items()}
+    assert sorted(shares.values()) == [0.0, 1.0]
+    assert result.pages[0].text[0] > 0 and result.pages[1].text[0] == 0
+
+
+def test_pages_of_one_document_belong_together(model, processor, source):
+    records = [source[i].model_copy(update={"id": f"a.pdf#{i + 1}"}) for i in range(2)]
+    with Rigged(model, processor, records, lambda truth: truth):
+        result = reading_accuracy(model, processor, records, 2)
+    assert {page.document for page in result.pages} == {"a.pdf"}
+
+
+def test_a_thumbnail_has_no_size(make_model, make_processor, source):
+    model = make_model("align")
+    processor = make_processor(model.config, max_tiles=8, thumbnail=True)
+    result = reading_accuracy(model, processor, source, 2)
+    assert sum(cells for _, cells in result.by_size().values()) == result.text_cells
+    assert "<8" not in result.by_size()
+
+
+def test_a_line_is_as_tall_as_its_tallest_word():
+    words = [
+        Word("on", (0, 4, 20, 10), 0, (0, 10)),
+        Word("Of", (30, 0, 50, 10), 0, (30, 40)),
+        Word("x", (0, 20, 10, 24), 1, (0,)),
+    ]
+    heights = text_heights(words, (3, 10), (20.0, 20.0), 2.0)
+    assert heights[0, :8].tolist() == [20.0] * 8
+    assert heights[2].tolist() == [8.0, 8.0, 8.0, 8.0] + [0.0] * 6  # two more: shifted tokens
+    assert heights[1].tolist() == [0.0] * 10
+    assert size_names()[0] == "<8" and size_names()[-1] == ">=32"
+    assert len(size_names()) == 8
