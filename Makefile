@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-all test-oldest test-lmms benchmarks check format clean
+.PHONY: setup demo test test-all test-oldest test-lmms benchmarks study check format clean
 
 setup: $(STAMP)
 
@@ -52,6 +52,12 @@ benchmarks: $(STAMP)
 	$(BIN)/python -m benchmarks.connectors
 	$(BIN)/python -m benchmarks.end_to_end
 	$(BIN)/python -m benchmarks.plots
+
+# the connector study (docs/adr/0008); the same command goes on after an interruption
+SCALE ?= 1
+study: $(STAMP)
+	$(BIN)/python -m benchmarks.study --scale $(SCALE) --jobs 2 --out runs/study
+	$(BIN)/python -m benchmarks.study report
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -36,13 +36,14 @@ WTQ_PROMPT = "{question}\nAnswer with values only; separate several values with 
 TABFACT_PROMPT = TabFactSource.prompt.replace("{}", "{question}")
 """Yes or no, in the words that training asks it in."""
 SROIE_PROMPT = (
-    "{question}\nCopy the value as the receipt prints it; write an amount like 9.00 and an address "
-    "in one line."
+    "{question}\nCopy the value as the receipt prints it, an amount without its currency and an "
+    "address in one line."
 )
-"""SROIE's labels are copies from the receipt (dates in any form, totals mostly without RM)."""
+"""SROIE's labels are copies from the receipt (dates in any form, totals mostly without RM). No
+prompt gives an example value: a small language model answers with the example."""
 DEEPFORM_PROMPT = (
-    "{question}\nCopy the value as the document prints it, a date like 05/01/20, an amount like "
-    f"$7,125.50. Answer {NO_VALUE} if it is not there."
+    "{question}\nCopy the value as the document prints it, a date as month/day/year, an amount "
+    f"with its dollar sign. Answer {NO_VALUE} if it is not there."
 )
 """DeepForm's labels are copies from the document, dates month first."""
 KLC_PROMPT = "{question}\nAnswer with the value only. " + f"Answer {NO_VALUE} if it is not there."

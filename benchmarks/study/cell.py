@@ -1,0 +1,182 @@
+"""One cell of the study: one variant, one seed, one JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch.utils.data import Dataset
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
+from transformers.trainer_utils import SaveStrategy
+
+from alignvlm.data.collate import Collator
+from alignvlm.data.reading import answer_loss
+from alignvlm.data.sources import MixedSource
+from alignvlm.eval.answerers import ModelAnswerer
+from alignvlm.train.recipe import Recipe, load_recipe
+from alignvlm.train.run import build_model
+from alignvlm.train.stages import (
+    StageDataset,
+    StageTrainer,
+    build_source,
+    set_trainable,
+    training_arguments,
+)
+
+from . import data, measures
+from .settings import VARIANTS, Settings
+from .vision import vision_keys
+
+COVERED_WEIGHT = 1.0
+"""One page with covered words to five forms: the paper's mix."""
+
+
+def recipe_of(variant: str, seed: int, folder: Path, settings: Settings) -> Recipe:
+    """``recipes/study.yaml`` with the variant's keys, the study's folder and its size."""
+    vision = {**vision_keys(settings), "weights": str(folder / "vision")}
+    return load_recipe(
+        "study",
+        [
+            f"model.text={folder / 'language-model'}",
+            f"model.vision={json.dumps(vision)}",
+            f"stages.0.steps={settings.samples // settings.batch}",
+            f"stages.0.batch_size={settings.batch}",
+            f"seed={seed}",
+            *VARIANTS[variant],
+        ],
+    )
+
+
+class Curve(TrainerCallback):
+    """Scores held-out pages at given steps."""
+
+    def __init__(self, steps: dict[int, int], measure: Any) -> None:
+        self.steps, self.measure = steps, measure
+        self.points: list[dict[str, float]] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step in self.steps:
+            seen = self.steps[state.global_step]
+            self.points.append({"samples": seen, **self.measure()})
+
+
+def run_cell(
+    variant: str, seed: int, folder: Path, results: Path, settings: Settings
+) -> dict[str, Any]:
+    """Train one variant and measure it; the JSON is written whole or not at all.
+
+    Args:
+        folder: with ``language-model``, ``vision`` and the passages; the model is saved here.
+        results: where ``VARIANT-SEED.json`` goes.
+    """
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    recipe = recipe_of(variant, seed, folder, settings)
+    start, cpu = time.perf_counter(), time.process_time()
+    model, processor = build_model(recipe)
+    curve, spent = train(recipe, model, processor, folder, settings)
+    trained = time.process_time() - cpu
+    model.eval()
+    saved = folder / "models" / f"{variant}-{seed}"
+    shutil.rmtree(saved, ignore_errors=True)
+    model.save_pretrained(saved)
+    processor.save_pretrained(saved)
+    result = {
+        "variant": variant,
+        "seed": seed,
+        "settings": settings.to_dict(),
+        "recipe": recipe.model_dump(mode="json", exclude_defaults=True),
+        "parameters": parameters(model),
+        "visual_tokens": model.config.tokens_per_tile,
+        "vocabulary": model.config.connector_vocab_size,
+        "language_model": json.loads((folder / "language-model/study.json").read_text("utf-8")),
+        "vision": json.loads((folder / "vision/study.json").read_text("utf-8")),
+        "curve": curve,
+        **measures.measure(model, processor, folder, settings),
+        "train_cpu_s": round(trained - spent, 1),
+        "cpu_s": round(time.process_time() - cpu, 1),
+        "wall_s": round(time.perf_counter() - start, 1),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    write_json(results / f"{variant}-{seed}.json", result)
+    return result
+
+
+def parameters(model: Any) -> dict[str, int]:
+    """Of each part; tied ones once."""
+    total = sum(p.numel() for p in model.parameters())
+    vision = sum(p.numel() for p in model.model.vision_model.parameters())
+    connector = sum(p.numel() for p in model.model.connector.parameters())
+    return {"vision": vision, "connector": connector, "text": total - vision - connector}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Beside, then renamed: a file that is there is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    text = json.dumps(value, ensure_ascii=False, indent=1)
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.rename(path)
+
+
+def train(
+    recipe: Recipe, model: Any, processor: Any, folder: Path, settings: Settings
+) -> tuple[list[dict[str, float]], float]:
+    """Train as ``alignvlm train`` does; returns the curve and the CPU seconds it cost."""
+    stage = recipe.stages[0]
+    set_seed(recipe.seed)
+    set_trainable(model, stage.train)
+    model.config.vocab_loss_weight = stage.loss.vocab
+    model.config.blank_loss_weight = stage.loss.blank
+    forms = build_source(stage.sources[0], recipe.seed)
+    mix = MixedSource(
+        [forms, data.CoveredSource(folder)],
+        [stage.sources[0].weight, COVERED_WEIGHT],
+        settings.samples,
+        seed=recipe.seed,
+    )
+    dataset: Dataset = StageDataset(mix, stage, processor, model, recipe.seed)
+    spent = 0.0
+
+    def point() -> dict[str, float]:
+        nonlocal spent
+        before, training = time.process_time(), model.training
+        found = curve_point(model.eval(), processor, settings)
+        model.train(training)
+        spent += time.process_time() - before
+        return found
+
+    scratch = folder / f"scratch-{os.getpid()}"
+    arguments = training_arguments(stage, scratch, recipe.seed, bf16=False, quiet=True)
+    arguments.save_strategy = SaveStrategy.NO
+    curve = Curve(settings.curve_steps(), point)
+    trainer = StageTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=dataset,
+        data_collator=Collator(processor.tokenizer.pad_token_id),
+        rates=stage.train,
+        losses=stage.loss,
+        callbacks=[curve],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.train()
+    shutil.rmtree(scratch, ignore_errors=True)
+    return curve.points, spent
+
+
+@torch.no_grad()
+def curve_point(model: Any, processor: Any, settings: Settings) -> dict[str, float]:
+    """Loss of the answers (nats a token) and scores on a few held-out forms."""
+    asked = data.held_out_forms(settings.few)
+    source = data.held_out_source(settings.few)
+    loss = answer_loss(model, processor, source, settings.few)
+    return {"loss": loss, **measures.score(ModelAnswerer(model, processor), asked)}

@@ -1,0 +1,166 @@
+"""Pages of the study: forms to be asked about, covered words, and look-alike words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from alignvlm.data import layouts
+from alignvlm.data.corpus import builtin_passages, default_fonts
+from alignvlm.data.records import Record, make_record, transcript
+from alignvlm.data.render import Canvas, RenderSpec, render_page
+from alignvlm.data.sources import RenderSource, draw
+from alignvlm.eval.tasks.vcr import VCRStyle, VCRTask
+
+HEIGHT, WIDTH, FONT_PX, MARGIN = 56, 192, 12, 2
+"""Px of a page and of its text; the encoder's cells are 8 px, about one character."""
+FORMS = RenderSpec(
+    layout="form", width=WIDTH, height=HEIGHT, font_px=(FONT_PX, FONT_PX),
+    fonts=("DejaVuSans",), margin=MARGIN, line_spacing=1.0,
+)  # fmt: skip
+TEXT = FORMS.model_copy(update={"layout": "text"})
+RESTORE = "Restore the covered text."
+TEST_SEED = 900_000
+"""Held-out pages: far from any seed that training draws from."""
+VCR_STYLE = VCRStyle(
+    pages=2_000, font_px=FONT_PX, width=WIDTH, lines=3, words=1, fraction=0.2, margin=MARGIN
+)
+MAX_NEW_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A held-out question: page, what is asked, what is right."""
+
+    id: str
+    page: Image.Image
+    question: str
+    answer: str
+
+
+def held_out_forms(count: int) -> list[Asked]:
+    """One question about each of ``count`` forms that no training seed draws."""
+    source = held_out_source(count)
+    return [
+        Asked(r.id, r.images[0], r.question, r.answer or "")  # type: ignore[arg-type]
+        for r in (source[i] for i in range(count))
+    ]
+
+
+def held_out_source(count: int) -> RenderSource:
+    """The records behind :func:`held_out_forms`."""
+    return RenderSource(FORMS, count, seed=TEST_SEED, task="qa")
+
+
+def dialogue(seed: int) -> tuple[str, list[tuple[str, str]]]:
+    """Text of a form and all its facts, or of a page to be read aloud (one in three).
+
+    Reading aloud teaches a small model to copy sooner than short answers do.
+    """
+    rng = np.random.default_rng(seed)
+    spec = TEXT if rng.random() < 1 / 6 else FORMS
+    page = render_page(spec.model_copy(update={"random_text": 0.3 if spec is TEXT else 0}), seed)
+    text = transcript(page.words)
+    if spec is TEXT or rng.random() < 1 / 6:
+        return text, [("Read the text on the page.", text)]
+    facts = [(fact.question, fact.answer) for fact in page.facts]
+    return text, [facts[i] for i in rng.permutation(len(facts))]
+
+
+# ----------------------------------------------------------------------------------- covered words
+
+
+def write_passages(folder: Path) -> None:
+    """Real text for covered words: every fifth passage is held out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    passages = builtin_passages()
+    for name, own in (
+        ("train", [p for i, p in enumerate(passages) if i % 5]),
+        ("test", list(passages[::5])),
+    ):
+        partial = folder / f"{name}.partial"
+        partial.write_text("\n\n".join(own) + "\n", encoding="utf-8")
+        partial.rename(folder / f"passages-{name}.txt")
+
+
+def covered_pages(folder: Path, part: str, split: str, count: int) -> list[Asked]:
+    """At most ``count`` pages with covered words; ``split`` is ``easy`` or ``hard``."""
+    task = VCRTask(folder / f"passages-{part}.txt", split, VCR_STYLE)
+    return [
+        Asked(task.sample(i).id, task.pages(i)[0], RESTORE, ", ".join(task.sample(i).answers))
+        for i in range(min(count, len(task)))
+    ]
+
+
+class CoveredSource:
+    """Training pages with covered words, easy and hard in turn."""
+
+    name = "covered"
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "passages-train.txt"
+        self.tasks = [VCRTask(path, split, VCR_STYLE) for split in ("easy", "hard")]
+
+    def __len__(self) -> int:
+        return 2 * len(self.tasks[0])
+
+    def __getitem__(self, index: int) -> Record:
+        task = self.tasks[index % 2]
+        sample, page = task.sample(index // 2), task.pages(index // 2)[0]
+        answer = ", ".join(sample.answers)
+        return make_record(f"covered/{index}", [page], [(RESTORE, answer)], source=self.name)
+
+
+# -------------------------------------------------------------------------------- look-alike words
+
+
+@dataclass(frozen=True)
+class LookAlike:
+    """A rare word one letter away from a common one, each on the same page."""
+
+    common: Asked
+    rare: Asked
+
+
+def look_alikes(count: int) -> list[LookAlike]:
+    """Cities that training shows often, and the same with one vowel changed (``Llanengan``)."""
+    font = next(f for f in default_fonts() if f.endswith("DejaVuSans.ttf"))
+    pairs = []
+    for i in range(count):
+        rng = np.random.default_rng(draw(TEST_SEED, i))
+        city = str(layouts.pick(rng, [c for c in layouts.CITIES if _vowels(c)]))
+        rare = _with_another_vowel(city, rng)
+        code = layouts.digits(rng, "@@####")
+        pair = [
+            Asked(f"look-alike/{i}/{word}", _city_page(font, word, code), "What is the city?", word)
+            for word in (city, rare)
+        ]
+        pairs.append(LookAlike(*pair))
+    return pairs
+
+
+def _vowels(word: str) -> list[int]:
+    return [i for i, letter in enumerate(word) if letter in "aeiou"]
+
+
+def _with_another_vowel(word: str, rng: Any) -> str:
+    while True:
+        place = layouts.pick(rng, _vowels(word))
+        letter = layouts.pick(rng, "aeiou")
+        changed = word[:place] + letter + word[place + 1 :]
+        if changed not in layouts.CITIES:
+            return changed
+
+
+def _city_page(font: str, word: str, code: str) -> Image.Image:
+    canvas = Canvas(WIDTH, HEIGHT, font=font, px=FONT_PX, margin=MARGIN, line_spacing=1.0)
+    y = canvas.top
+    for line in (f"City: {word}", f"Reference: {code}"):
+        canvas.put(canvas.left, y, line)
+        canvas.next_line()
+        y += canvas.pitch
+    return canvas.page("form", []).image
