@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from alignvlm.data import layouts
-from alignvlm.data.corpus import builtin_passages, default_fonts
+from alignvlm.data.corpus import builtin_passages
+from alignvlm.data.fonts import plain_font
 from alignvlm.data.records import Record, make_record, transcript
 from alignvlm.data.render import Canvas, RenderSpec, render_page
 from alignvlm.data.sources import RenderSource, draw
@@ -128,7 +129,7 @@ class LookAlike:
 
 def look_alikes(count: int) -> list[LookAlike]:
     """Cities that training shows often, and the same with one vowel changed (``Llanengan``)."""
-    font = next(f for f in default_fonts() if f.endswith("DejaVuSans.ttf"))
+    font = plain_font()
     pairs = []
     for i in range(count):
         rng = np.random.default_rng(draw(TEST_SEED, i))

@@ -13,10 +13,10 @@ from alignvlm.data.corpus import (
     Table,
     builtin_passages,
     builtin_tables,
-    default_fonts,
     passages_from,
     table_from_csv,
 )
+from alignvlm.data.fonts import default_fonts
 from alignvlm.errors import DataError
 
 

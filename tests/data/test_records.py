@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from alignvlm.data.columns import column_map, row_to_object
 from alignvlm.data.records import (
     Record,
-    column_map,
     load_images,
     make_record,
     normalise_messages,
-    row_to_object,
     validate_record,
 )
 from alignvlm.errors import DataError

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from alignvlm.data.corpus import Table, builtin_tables, default_fonts, load_font
+from alignvlm.data.corpus import Table, builtin_tables
 from alignvlm.data.degrade import degrade
+from alignvlm.data.fonts import default_fonts, load_font
 from alignvlm.data.render import Canvas, Layout, Page, RenderSpec, render_page, render_table
 from alignvlm.errors import ConfigError, DataError
 

@@ -64,14 +64,13 @@ class _Tables(Benchmark):
         return self._table(self.row(index))
 
     def settings(self) -> dict[str, Any]:
-        from .corpus import default_fonts
+        from .fonts import plain_font
         from .render import render_table
 
         options = list(inspect.signature(render_table).parameters.values())[1:]
         made = {option.name: self.render.get(option.name, option.default) for option in options}
         if made["font_path"] is None:  # which font that is depends on what is installed
-            fonts = (font for font in default_fonts() if font.endswith("DejaVuSans.ttf"))
-            made["font_path"] = Path(next(fonts, "pillow:default")).name
+            made["font_path"] = Path(plain_font()).name
         return made
 
     @abstractmethod

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, nearest
-from .records import Record, column_map, row_to_object, validate_record
+from .columns import column_map, row_to_object
+from .records import Record, validate_record
 from .source_base import check_index, named
 
 

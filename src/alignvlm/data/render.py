@@ -21,14 +21,11 @@ from alignvlm.data.corpus import (
     Table,
     builtin_passages,
     builtin_tables,
-    default_fonts,
-    drawn_as,
-    expand_fonts,
-    load_font,
     passages_from,
     table_from_csv,
 )
 from alignvlm.data.degrade import Degrader, degrade
+from alignvlm.data.fonts import drawn_as, expand_fonts, load_font, plain_font
 
 from ..errors import ConfigError, DataError
 
@@ -77,7 +74,7 @@ class RenderSpec(BaseModel):
 
     ``font_px`` is the font size (the em), both ends included; ``background`` and ``ink`` are ranges
     of grey. ``fonts`` are font files, folders of them, names of default fonts (``"DejaVuSans"``),
-    ``"pillow:default"``, or ``"system"`` (see ``corpus.system_fonts``); empty is
+    ``"pillow:default"``, or ``"system"`` (see ``fonts.system_fonts``); empty is
     ``default_fonts()``. ``random_text`` is the fraction of words replaced by random strings: it
     teaches reading rather than guessing.
     """
@@ -346,8 +343,7 @@ def render_table(
     Raises:
         ConfigError: not even the header fits.
     """
-    plain = (f for f in default_fonts() if f.endswith("DejaVuSans.ttf"))
-    font = font_path or next(plain, "pillow:default")
+    font = font_path or plain_font()
     kwargs = {"font": font, "px": font_px, "margin": margin, "line_spacing": line_spacing}
     probe = Canvas(1, 1, **kwargs)
     pad = max(3, font_px // 4)

@@ -71,7 +71,7 @@ class Gradients:
         def vector(needed: bool) -> Tensor | None:
             return x.new_zeros(vocab, dtype=dtype) if needed else None
 
-        self.dtype, self.tied, self.wanted = dtype, tied, wanted
+        self.dtype, self.tied = dtype, tied
         self.direct = one_tile and not tied
         self.x = torch.zeros_like(x, dtype=dtype) if wanted[0] else None
         self.weight = weight.new_empty(weight.shape) if wanted[1] else None

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ...data.corpus import default_fonts, drawn_as, load_font, passages_from
+from ...data.corpus import passages_from
+from ...data.fonts import drawn_as, load_font, plain_font
 from ...errors import DataError, nearest
 from .base import Sample, Task, digest_files, metrics_named
 
@@ -72,8 +73,7 @@ class VCRStyle:
                 raise DataError(f"vcr: {name} must be at least 1, not {getattr(self, name)}")
         if not 0 < self.fraction <= 1:
             raise DataError(f"vcr: fraction must be within 0 to 1, not {self.fraction}")
-        fonts = (font for font in default_fonts() if font.endswith("DejaVuSans.ttf"))
-        return replace(self, font=self.font or next(fonts, "pillow:default"))
+        return replace(self, font=self.font or plain_font())
 
 
 @dataclass(frozen=True)
