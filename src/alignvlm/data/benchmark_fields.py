@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -173,9 +174,9 @@ class PDFBenchmark(Benchmark):
     def settings(self) -> dict[str, Any]:
         return {"max_pages": self.max_pages, "dpi": self.dpi}
 
+    @abstractmethod
     def path(self, row: Row) -> Path:
         """The PDF of a row."""
-        raise NotImplementedError
 
     def _check(self, row: Row) -> None:
         pdf_page_count(self.path(row))
