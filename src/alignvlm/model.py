@@ -71,9 +71,15 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         return self.get_input_embeddings().weight  # type: ignore[return-value]
 
     def encode_tiles(
-        self, pixel_values: Float[Tensor, "tiles 3 height width"]
+        self,
+        pixel_values: Float[Tensor, "tiles 3 height width"],
+        image_grids: Int[Tensor, "images 3"] | None = None,
     ) -> Float[Tensor, "tiles rows cols d_vision"]:
         """Vision features of each tile, as a grid; class tokens are dropped.
+
+        Args:
+            image_grids: how the tiles of each image lie, for an encoder that reads whole pages
+                (``reads_pages``); without it each tile is a page of its own.
 
         Raises:
             AlignVLMError: the tiles have another size than the config's.
@@ -96,6 +102,8 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         layer = self.config.vision_feature_layer
         if layer != -1:
             kwargs["output_hidden_states"] = True
+        if image_grids is not None and getattr(self.vision_model, "reads_pages", False):
+            kwargs["image_grids"] = image_grids
         dtype = next(self.vision_model.parameters()).dtype
         output = self.vision_model(pixel_values.to(dtype), **kwargs)
         features = output.last_hidden_state if layer == -1 else output.hidden_states[layer]
@@ -147,7 +155,7 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """Encode images: ``last_hidden_state`` holds the vision features ``[T, r, c, d_vision]``,
         ``pooler_output`` the list of each image's visual tokens ``[n_i, D]`` in reading order."""
-        features = self.encode_tiles(pixel_values)
+        features = self.encode_tiles(pixel_values, image_grids)
         tokens = self._scaled(self.connector(features, self.text_embedding()))
         return BaseModelOutputWithPooling(
             last_hidden_state=features, pooler_output=self.assemble(tokens, image_grids)
@@ -162,11 +170,12 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         self,
         pixel_values: Float[Tensor, "tiles 3 height width"],
         vocab_targets: Int[Tensor, "tiles n"],
+        image_grids: Int[Tensor, "images 3"] | None = None,
     ) -> VocabLoss:
         """Loss on P_vocab from encoder and connector alone; the language model does not run."""
         return vocab_loss(
             self._align(),
-            self.encode_tiles(pixel_values),
+            self.encode_tiles(pixel_values, image_grids),
             vocab_targets,
             self.config.blank_token_id,
             self.config.blank_loss_weight,
@@ -203,12 +212,17 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         Raises:
             AlignVLMError: placeholders and visual tokens do not match; the sample is named.
         """
-        embeds = self.get_input_embeddings()(input_ids)
+        embedding = self.get_input_embeddings()
+        if hasattr(embedding, "set_reshard_after_forward"):
+            # FSDP2 made it a group of its own, and would take the table away after the lookup;
+            # the connector reads the table too
+            embedding.set_reshard_after_forward(False)
+        embeds = embedding(input_ids)
         if pixel_values is None:
             return Merged(self._touch_image_path(embeds))
         if image_grids is None:
             raise AlignVLMError("pixel_values needs image_grids; use AlignVLMProcessor for both")
-        features = self.encode_tiles(pixel_values)
+        features = self.encode_tiles(pixel_values, image_grids)
         tokens, loss, blank = self._tokens(features, vocab_targets)
         images = self.assemble(self._scaled(tokens), image_grids)
         mask = input_ids == self.config.image_token_id

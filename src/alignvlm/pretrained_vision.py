@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import WeightsError
-from .line_reader import NECK, PRETRAINED, LineReaderConfig, LineReaderModel
+from .line_reader import PRETRAINED, LineReaderConfig, LineReaderModel
+from .recogniser import NECK
 
 
 def convert_pp_ocr(onnx: Path) -> tuple[LineReaderModel, dict[str, Tensor]]:
@@ -43,8 +44,8 @@ def convert_pp_ocr(onnx: Path) -> tuple[LineReaderModel, dict[str, Tensor]]:
         pairs = [
             *zip(convolutions, graph.convolutions(), strict=True),
             *zip(norms, graph.layer_norms(NECK), strict=True),
-            # the last one classifies characters
             *zip(linears, graph.linears()[:-1], strict=True),
+            (model.characters, _of_alphabet(graph, model.config.alphabet)),
         ]
         for module, (weight, bias) in pairs:
             for name, value in (("weight", weight), ("bias", bias)):
@@ -60,6 +61,18 @@ def convert_pp_ocr(onnx: Path) -> tuple[LineReaderModel, dict[str, Tensor]]:
     return model, state
 
 
+def _of_alphabet(graph: Graph, alphabet: str) -> Pair:
+    """The last linear layer's rows for CTC's blank and for the characters of an alphabet."""
+    weight, bias = graph.linears()[-1]
+    # class 0 is the blank, the last one the space
+    known = ["", *graph.metadata["character"].split("\n"), " "]
+    if len(known) != len(weight):
+        raise ValueError(f"{len(known)} characters, {len(weight)} classes")
+    place = {char: number for number, char in enumerate(known)}
+    rows = [0, *(place[char] for char in alphabet)]
+    return weight[rows], bias[rows]
+
+
 class Node(NamedTuple):
     """One operation of an ONNX graph."""
 
@@ -72,10 +85,11 @@ Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 class Graph(NamedTuple):
-    """Operations in order and float32 constants by name."""
+    """Operations in order, float32 constants by name, and the file's own properties."""
 
     nodes: list[Node]
     tensors: dict[str, NDArray[np.float32]]
+    metadata: dict[str, str]
 
     def convolutions(self) -> list[Pair]:
         """Weight and bias of each convolution in order, batch norms (eps 1e-5) folded in."""
@@ -116,19 +130,26 @@ class Graph(NamedTuple):
 
 
 def read_onnx(path: Path) -> Graph:
-    """Operations and float32 constants of an ONNX file.
+    """Operations, float32 constants and properties of an ONNX file.
 
-    Field numbers: ``onnx.proto`` (ModelProto.graph 7; GraphProto.node 1, initializer 5; NodeProto
-    input 1, output 2, op_type 4; TensorProto dims 1, data_type 2, name 8, raw_data 9).
+    Field numbers: ``onnx.proto`` (ModelProto.graph 7, metadata_props 14; GraphProto.node 1,
+    initializer 5; NodeProto input 1, output 2, op_type 4; TensorProto dims 1, data_type 2, name 8,
+    raw_data 9; StringStringEntryProto key 1, value 2).
 
     Raises:
         WeightsError: the file is not readable as ONNX.
     """
     nodes: list[Node] = []
     tensors: dict[str, NDArray[np.float32]] = {}
+    metadata: dict[str, str] = {}
     try:
         model = memoryview(path.read_bytes())
-        graph = next(value for field, value in _fields(model) if field == 7)
+        fields = list(_fields(model))
+        graph = next(value for field, value in fields if field == 7)
+        for field, value in fields:
+            if field == 14:
+                entry = {k: bytes(v).decode() for k, v in _fields(value)}
+                metadata[entry[1]] = entry[2]
         for field, value in _fields(graph):
             if field == 1:
                 parts = list(_fields(value))
@@ -143,7 +164,7 @@ def read_onnx(path: Path) -> Graph:
                     tensors[bytes(info[8]).decode()] = array
     except (OSError, ValueError, KeyError, IndexError, TypeError, StopIteration) as error:
         raise WeightsError(f"{path}: not a readable ONNX file: {error!r}") from None
-    return Graph(nodes, tensors)
+    return Graph(nodes, tensors, metadata)
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, Any]]:

@@ -41,9 +41,9 @@ class Letters:
 
 
 def word(text: str, x: float, y: float = 0.0, line: int = 0, step: float = 10.0) -> Word:
-    """A word of characters ``step`` px wide in a box 20 px high."""
+    """A word of characters ``step`` px wide in a box 20 px high, its line in the middle."""
     edges = tuple(x + step * i for i in range(len(text)))
-    return Word(text, (x, y, x + step * len(text), y + 20), line, edges)
+    return Word(text, (x, y, x + step * len(text), y + 20), line, edges, y + 10)
 
 
 def cells(words: list[Word], rows: int = 2, cols: int = 12, **keys: Any) -> Any:

@@ -101,7 +101,7 @@ def read_page(
     rows, cols, _ = batch["image_grids"][0].tolist()
     grid = Grid(rows, cols)
     pixels = batch["pixel_values"][: grid.tiles].to(model.device)  # the thumbnail has no place
-    features = core.encode_tiles(pixels)
+    features = core.encode_tiles(pixels, torch.tensor([[rows, cols, 0]]))
     probabilities, ids = core.connector.top_tokens(features, k)
     entropy = core.connector.entropy(features).flatten()
     token_rows, token_cols = features.shape[1:3]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -68,6 +68,7 @@ def noise_sweep(
     model: AlignVLMModel,
     pixel_values: Float[Tensor, "tiles 3 height width"],
     sigmas: Sequence[float],
+    image_grids: Int[Tensor, "images 3"] | None = None,
     *,
     place: Place = "features",
     relative: bool = False,
@@ -76,6 +77,7 @@ def noise_sweep(
     """Cosine distances at the connector's output for each σ; every σ scales the same noise.
 
     Args:
+        image_grids: how the tiles lie, for an encoder that reads whole pages.
         relative: σ counts in standard deviations of the clean features (or pixels), so that
             encoders with different units can be compared. The paper's σ is in its encoder's units.
 
@@ -85,7 +87,7 @@ def noise_sweep(
     if not len(pixel_values) or min(sigmas, default=0) < 0:
         raise ConfigError("a noise sweep needs at least one tile and no negative sigma")
     table = model.text_embedding()
-    features = model.encode_tiles(pixel_values)
+    features = model.encode_tiles(pixel_values, image_grids)
     clean = model.connector(features, table)
     base = features if place == "features" else pixel_values
     deviation = max(base.float().std().item(), 1e-12)
@@ -98,7 +100,7 @@ def noise_sweep(
             noisy = features + sigma * noise.to(features.device, features.dtype)
         else:
             with pixel_noise(model, sigma, seed):
-                noisy = model.encode_tiles(pixel_values)
+                noisy = model.encode_tiles(pixel_values, image_grids)
         moved = model.connector(noisy, table)
         distance = 1 - F.cosine_similarity(clean.float(), moved.float(), dim=-1)
         steps.append(NoiseStep(asked, sigma, sigma / deviation, distance.mean().item()))

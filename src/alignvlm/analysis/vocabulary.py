@@ -96,7 +96,8 @@ def feature_blocks(
 ) -> tuple[Float[Tensor, "n d_vision"], ...]:
     """Vision features of a page's visual tokens, in pieces whose dense P_vocab is small."""
     batch = processor.image_processor([page], return_tensors="pt")
-    features = model.model.encode_tiles(batch["pixel_values"].to(model.device))
+    pixels = batch["pixel_values"].to(model.device)
+    features = model.model.encode_tiles(pixels, batch["image_grids"])
     return features.flatten(0, 2).split(_ROWS)
 
 

@@ -18,7 +18,7 @@ from ..generation import AlignVLMForConditionalGeneration
 from ..processor import AlignVLMProcessor
 from ..tiling import Grid, fit_scale
 from . import chat
-from .ground import MAX_SHIFT, as_words, tile_targets
+from .ground import MAX_SHIFT, as_words, line_middles, tile_targets
 from .records import Record
 from .render import Word
 from .sources import Source
@@ -152,7 +152,7 @@ def _read(
     batch = chat.encode_images(record, processor)
     grids = batch["image_grids"]
     targets = chat.page_vocab_targets(record, grids, model.config, processor.tokenizer).flatten()
-    features = model.model.encode_tiles(batch["pixel_values"].to(model.device)).flatten(0, 2)
+    features = model.model.encode_tiles(batch["pixel_values"].to(model.device), grids).flatten(0, 2)
     best = align.top_tokens(features, 1)[1][:, 0].cpu()
     blank = targets == model.config.blank_token_id
     text, right = (targets >= 0) & ~blank, best == targets
@@ -213,10 +213,11 @@ def text_heights(
     for word in words:
         height = (word.box[3] - word.box[1]) * scale
         tallest[word.line] = max(tallest.get(word.line, 0.0), height)
+    middles = line_middles(words)
     result = torch.zeros(cells)
     for margin in (True, False):  # the words themselves last
         for word in words:
-            row = int((word.box[1] + word.box[3]) / 2 * scale // cell[0])
+            row = int(middles[word.line] * scale // cell[0])
             first, last = (int(word.box[k] * scale // cell[1]) for k in (0, 2))
             if margin:
                 first, last = max(first - 1, 0), last + MAX_SHIFT

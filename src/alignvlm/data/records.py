@@ -14,8 +14,8 @@ A line of a JSONL file in full::
 - ``{"image": "p.png", "question": "?", "answer": "42"}`` is one image, one question, one answer.
 
 ``words`` (optional) has one list per image of ``{"text", "box": [x0, y0, x1, y1]}`` in pixels, and
-perhaps ``"line"`` and ``"char_x"`` (the left edge of each character). In the short form it may be
-the single image's list itself.
+perhaps ``"line"``, ``"char_x"`` (the left edge of each character) and ``"middle"`` (of the line).
+In the short form it may be the single image's list itself.
 """
 
 from __future__ import annotations
@@ -93,9 +93,10 @@ def make_record(
 
 
 def word_dicts(words: Iterable[Any]) -> list[dict[str, Any]]:
-    """Turn words (objects with ``text``, ``box``, ``line``, ``char_x``) into plain dicts."""
+    """Turn words (objects with ``text``, ``box``, ``line``, ``char_x``, ``middle``) into dicts."""
     return [
         {"text": w.text, "box": tuple(w.box), "line": w.line, "char_x": tuple(w.char_x)}
+        | ({} if w.middle is None else {"middle": w.middle})
         for w in words
     ]
 
@@ -307,7 +308,7 @@ def _words(words: Any, num_images: int, where: str) -> list[list[dict[str, Any]]
 
 
 def _word(word: Any, at: str) -> dict[str, Any]:
-    known = ("text", "box", "line", "char_x")
+    known = ("text", "box", "line", "char_x", "middle")
     if not isinstance(word, Mapping):
         raise DataError(f"{at}: expected an object with text and box, got {_kind(word)}")
     for key in word:
@@ -327,6 +328,10 @@ def _word(word: Any, at: str) -> dict[str, Any]:
         if not _numbers(word["char_x"]) or len(word["char_x"]) != len(text):
             raise DataError(f"{at} ({text!r:.40}): char_x must be {len(text)} numbers")
         result["char_x"] = tuple(word["char_x"])
+    if word.get("middle") is not None:
+        if not _numbers([word["middle"]]):
+            raise DataError(f"{at} ({text!r:.40}): middle must be a number")
+        result["middle"] = word["middle"]
     return result
 
 

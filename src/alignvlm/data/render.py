@@ -33,6 +33,10 @@ Layout = Literal["text", "form", "receipt", "table"]
 Ruling = Literal["none", "header", "rows", "grid"]
 
 
+X_MIDDLE = 0.26
+"""Ems from the baseline up to the middle of small letters, in most fonts."""
+
+
 @dataclass(frozen=True)
 class Word:
     """One word on a page.
@@ -43,12 +47,15 @@ class Word:
             ascent and descent.
         line: index of the text line, in reading order.
         char_x: left edge in px of each character; ``len(char_x) == len(text)``.
+        middle: y in px of the middle of the line's small letters, where it is known: 0.26 ems above
+            the baseline.
     """
 
     text: str
     box: tuple[float, float, float, float]
     line: int
     char_x: tuple[float, ...]
+    middle: float | None = None
 
 
 @dataclass(frozen=True)
@@ -232,7 +239,11 @@ class Canvas:
             inside = min(x, y) >= 0 and box[2] <= self.image.width and box[3] <= self.image.height
             assert inside, (word, box, self.image.size)
             self._draw.text((x, y + self._ascent), word, fill=self.ink, font=font, anchor="ls")
-            self.words.append(Word(word, box, self.line, tuple(x + edge for edge in edges[:-1])))
+            places, middle = (
+                tuple(x + edge for edge in edges[:-1]),
+                y + self._ascent - X_MIDDLE * self.px,
+            )
+            self.words.append(Word(word, box, self.line, places, middle))
             x += math.ceil(edges[-1]) + self.space
 
     def next_line(self) -> None:

@@ -1,0 +1,163 @@
+"""From what a recogniser sees in every row of a page to lines of characters, each once.
+
+The recogniser looks at overlapping windows of rows, so it reads most lines two to four times, the
+nearest window best. Each character it emits also says where its line is; the emissions that form
+the surest reading of a line are kept. What is chosen is discrete, what is passed on is not: the
+soft characters keep their gradients.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+GAP_EMS = 2.5
+"""A wider gap ends a run of characters."""
+SAME_LINE_EMS = 0.45
+"""Readings whose lines are nearer than this are of one line."""
+LEAST_MEAN = 0.5
+"""A run of characters whose mean probability is lower is no text."""
+
+
+class Emissions(NamedTuple):
+    """Characters read in each row of windows; those of a line several times.
+
+    Attributes:
+        row, column: int64 ``[n]``, sorted by row and then column.
+        kind: index into the alphabet, int64 ``[n]``.
+        probability: of that character, float32 ``[n]``.
+    """
+
+    row: Tensor
+    column: Tensor
+    kind: Tensor
+    probability: Tensor
+
+
+def emissions(probabilities: Tensor) -> Emissions:
+    """Greedy CTC over each row: columns that agree are one character, at the surest of them.
+
+    Args:
+        probabilities: ``[rows, columns, 1 + alphabet]``, the first is CTC's blank.
+    """
+    rows, columns, _ = probabilities.shape
+    best, kind = probabilities.detach().max(-1)
+    fresh = torch.ones_like(kind, dtype=torch.bool)
+    fresh[:, 1:] = kind[:, 1:] != kind[:, :-1]
+    group = fresh.flatten().cumsum(0) - 1
+    count = int(group[-1]) + 1 if group.numel() else 0
+    top = best.new_zeros(count).scatter_reduce(0, group, best.flatten(), "amax")
+    surest = best.flatten() == top[group]
+    place = torch.arange(rows * columns, device=best.device)
+    first = place.new_full((count,), rows * columns)
+    first = first.scatter_reduce(0, group[surest], place[surest], "amin")
+    first = first[kind.flatten()[first] > 0]
+    flat = kind.flatten()[first] - 1
+    return Emissions(first // columns, first % columns, flat, best.flatten()[first])
+
+
+class Placed(NamedTuple):
+    """Where each emission's character stands, px of the page; float32 ``[n]``.
+
+    Attributes:
+        x: left edge.
+        y: middle of its line's small letters.
+        em: size of the text.
+        right: right edge.
+    """
+
+    x: NDArray[np.float32]
+    y: NDArray[np.float32]
+    em: NDArray[np.float32]
+    right: NDArray[np.float32]
+
+
+class Line(NamedTuple):
+    """A run of characters of one line.
+
+    Attributes:
+        members: indices of its emissions, left to right.
+        y: middle of the line, px.
+    """
+
+    members: NDArray[np.int64]
+    y: float
+
+
+def find_lines(found: Emissions, placed: Placed, space: int) -> list[Line]:
+    """The readings to keep: every piece of every line once.
+
+    Args:
+        space: the alphabet's index of the space.
+    """
+    row, kind = found.row.cpu().numpy(), found.kind.cpu().numpy()
+    sure = found.probability.float().cpu().numpy()
+    visible = np.flatnonzero(kind != space)
+    if not len(visible):
+        return []
+    runs = _runs(row[visible], placed.x[visible], placed.y[visible], placed.em[visible])
+    readings = [_reading(visible[run], sure, placed, row) for run in runs]
+    readings.sort(key=lambda reading: -reading[0])
+    taken: list[tuple[float, float, float, float]] = []  # left, right, y, em
+    lines: list[Line] = []
+    for _, members in readings:
+        for piece in _uncovered(members, placed, taken):
+            if sure[piece].mean() < LEAST_MEAN:
+                continue
+            y, em = float(np.median(placed.y[piece])), float(np.median(placed.em[piece]))
+            left, right = float(placed.x[piece[0]]), float(placed.x[piece[-1]]) + 0.4 * em
+            taken.append((left, right, y, em))
+            lines.append(Line(_with_spaces(piece, row, kind, placed.x, space), y))
+    return lines
+
+
+def _runs(
+    row: NDArray[np.int64], x: NDArray[np.float32], y: NDArray[np.float32], em: NDArray[np.float32]
+) -> list[NDArray[np.int64]]:
+    """Neighbours in a row that may be of one line."""
+    apart = (row[1:] != row[:-1]) | (x[1:] - x[:-1] > GAP_EMS * em[1:])
+    apart |= np.abs(y[1:] - y[:-1]) > SAME_LINE_EMS * np.minimum(em[1:], em[:-1])
+    return np.split(np.arange(len(row)), np.flatnonzero(apart) + 1)
+
+
+def _reading(
+    members: NDArray[np.int64], sure: NDArray[np.float32], placed: Placed, row: NDArray[np.int64]
+) -> tuple[float, NDArray[np.int64]]:
+    """A score, the higher the better: characters that are surely read count."""
+    return float((sure[members] - 0.4).sum()), members
+
+
+def _uncovered(
+    members: NDArray[np.int64], placed: Placed, taken: list[tuple[float, float, float, float]]
+) -> list[NDArray[np.int64]]:
+    """The pieces of a run that no better reading covers."""
+    if taken:
+        left, right, y, em = np.array(taken).T
+        own_em = placed.em[members][:, None]
+        centre = placed.x[members][:, None] + 0.25 * own_em
+        near = np.abs(placed.y[members][:, None] - y) < SAME_LINE_EMS * 1.6 * np.maximum(own_em, em)
+        covered = (near & (centre >= left - 0.1 * em) & (centre <= right + 0.1 * em)).any(1)
+    else:
+        covered = np.zeros(len(members), bool)
+    edges = np.flatnonzero(np.diff(covered)) + 1
+    return [piece for piece in np.split(members, edges) if not covered[members == piece[0]].any()]
+
+
+def _with_spaces(
+    piece: NDArray[np.int64],
+    row: NDArray[np.int64],
+    kind: NDArray[np.int64],
+    x: NDArray[np.float32],
+    space: int,
+) -> NDArray[np.int64]:
+    """The emissions of a piece and the spaces read between them, one at a time."""
+    inside = np.arange(piece[0], piece[-1] + 1)
+    inside = inside[(row[inside] == row[piece[0]])]
+    chosen = np.isin(inside, piece)
+    spaces = kind[inside] == space
+    spaces[1:] &= ~spaces[:-1]
+    return inside[chosen | spaces]

@@ -1,0 +1,147 @@
+"""The page encoder around a line recogniser: cells, lines, spelling, pages of several tiles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel
+
+from alignvlm.characters import Emissions, Placed, emissions, find_lines
+from alignvlm.errors import ConfigError
+from alignvlm.line_reader import ALPHABET, LineReaderConfig, LineReaderModel, _arrange
+from alignvlm.speller import AFTER, BEFORE, Speller
+
+TINY = {"image_size": [40, 80], "hidden_size": 16, "speller_depth": 1}
+SPACE = ALPHABET.index(" ")
+
+
+def eager(model: LineReaderModel) -> LineReaderModel:
+    """A new model that reads something everywhere, and takes every character for a start."""
+    with torch.no_grad():
+        model.characters.weight.mul_(20)
+        model.characters.bias[0] = -5
+        model.speller.start.bias.fill_(3)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("keys", "grid"),
+    [
+        ({}, (2, 8)),
+        ({"patch_size": 20, "cell_features": [2, 4]}, (2, 4)),
+        ({"patch_size": [40, 10], "cell_features": [3, 2], "pool_width": 1}, (1, 8)),
+    ],
+)
+def test_one_feature_a_cell(keys: dict[str, Any], grid: tuple[int, int]) -> None:
+    model = LineReaderModel(LineReaderConfig(**{**TINY, **keys}))
+    features = model(torch.randn(2, 3, 40, 80)).last_hidden_state
+    assert features.shape == (2, 16, *grid)
+
+
+def test_tiles_that_are_no_whole_cells_are_refused() -> None:
+    with pytest.raises(ConfigError, match="whole number of cells"):
+        LineReaderConfig(image_size=[50, 80])
+    model = LineReaderModel(LineReaderConfig(**TINY))
+    with pytest.raises(ConfigError, match="no whole number"):
+        model(torch.randn(1, 3, 50, 80))
+
+
+def test_gradients_reach_the_pixels_and_all_but_the_localiser() -> None:
+    model = eager(LineReaderModel(LineReaderConfig(**TINY))).train()
+    tiles = torch.randn(1, 3, 40, 80, requires_grad=True)
+    model(tiles).last_hidden_state.square().sum().backward()
+    assert tiles.grad is not None and tiles.grad.any()
+    missing = {n.split(".")[0] for n, p in model.named_parameters() if p.grad is None}
+    assert missing == {"localiser"}  # where a character stands is discrete
+
+
+def test_a_page_of_tiles_is_read_as_one() -> None:
+    model = eager(LineReaderModel(LineReaderConfig(**TINY))).eval()
+    page = torch.randn(3, 80, 160)
+    tiles = page.view(3, 2, 40, 2, 80).permute(1, 3, 0, 2, 4).reshape(4, 3, 40, 80)
+    with torch.no_grad():
+        together = model(tiles, image_grids=torch.tensor([[2, 2, 0]])).last_hidden_state
+        whole = model(page[None]).last_hidden_state[0]
+        alone = model(tiles).last_hidden_state
+    cells = together.view(2, 2, 16, 2, 8).permute(2, 0, 3, 1, 4).reshape(16, 4, 16)
+    torch.testing.assert_close(cells, whole)
+    assert not torch.allclose(together, alone)
+    with torch.no_grad():
+        both = model(torch.cat([tiles, tiles[:1]]), image_grids=torch.tensor([[2, 2, 1]]))
+    torch.testing.assert_close(both.last_hidden_state[4], alone[0])
+
+
+def test_saving_and_loading_changes_nothing(tmp_path: Path) -> None:
+    model = eager(LineReaderModel(LineReaderConfig(**TINY))).eval()
+    model.save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(tmp_path)
+    tiles = torch.randn(1, 3, 40, 80)
+    assert isinstance(again, LineReaderModel)
+    assert torch.equal(model(tiles).last_hidden_state, again(tiles).last_hidden_state)
+
+
+def test_agreeing_columns_are_one_character() -> None:
+    probabilities = torch.zeros(2, 6, 4)
+    for row, column, kind, p in [
+        (0, 0, 1, 0.6), (0, 1, 1, 0.9), (0, 2, 0, 0.9), (0, 3, 1, 0.7), (0, 4, 2, 0.8),
+        (0, 5, 0, 0.9), (1, 0, 2, 0.8), *((1, c, 0, 0.9) for c in range(1, 6)),
+    ]:  # fmt: skip
+        probabilities[row, column, kind] = p
+    found = emissions(probabilities)
+    assert found.row.tolist() == [0, 0, 0, 1]
+    assert found.column.tolist() == [1, 3, 4, 0]  # the surest column of each
+    assert found.kind.tolist() == [0, 0, 1, 1]
+    torch.testing.assert_close(found.probability, torch.tensor([0.9, 0.7, 0.8, 0.8]))
+
+
+def reading(text: str, row: int, y: float, sure: float, x: float = 0.0) -> list[tuple]:
+    return [
+        (row, i, ALPHABET.index(c), sure, x + 10 * i, y, 20.0, x + 10 * i + 9)
+        for i, c in enumerate(text)
+    ]
+
+
+def lines_of(*readings: list[tuple]) -> list[tuple[float, str]]:
+    rows = sorted(entry for part in readings for entry in part)
+    row, column, kind, sure, x, y, em, right = (np.array(v) for v in zip(*rows))
+    found = Emissions(*(torch.tensor(v) for v in (row, column, kind)), torch.tensor(sure))
+    lines = find_lines(found, Placed(x=x, y=y, em=em, right=right), SPACE)
+    return sorted((line.y, "".join(ALPHABET[kind[m]] for m in line.members)) for line in lines)
+
+
+def test_each_line_is_kept_once_in_its_surest_reading() -> None:
+    found = lines_of(
+        reading("Total due", 1, 20.5, 0.8),
+        reading("Total duc", 2, 19.5, 0.6),  # the same line from a window further away
+        reading("paid", 4, 44.0, 0.9),
+        reading("xx", 7, 70.0, 0.2),  # nothing is sure: no text
+    )
+    assert found == [(20.5, "Total due"), (44.0, "paid")]
+
+
+def test_what_a_better_reading_does_not_cover_is_kept() -> None:
+    found = lines_of(reading("ab", 1, 20, 0.9), reading("abcd", 2, 20, 0.65))
+    assert [text for _, text in found] == ["ab", "cd"]
+
+
+def test_starts_take_cells_as_targets_do() -> None:
+    places = [(0, 1.2), (0, 1.7), (0, 1.9), (0, 3.0), (1, 5.9)]
+    starts = np.array([2.0, 3.0, -1.0, 4.0, 1.0])
+    chosen, cells = _arrange(places, starts, (2, 6), 0.0)
+    assert dict(zip(chosen, cells)) == {0: 1, 1: 2, 3: 3, 4: 11}
+    chosen, _ = _arrange(places, starts, (2, 6), -2.0)
+    assert 2 not in chosen  # its own cell is taken
+    assert set(_arrange(places, starts - 10, (2, 6), -9.0)[0]) == {0, 3, 4}
+
+
+def test_the_speller_sees_a_window_and_nothing_beyond() -> None:
+    speller = Speller(5, 8, depth=1).eval()
+    chars = torch.rand(40, 5, requires_grad=True)
+    speller.features(speller.windows(chars))[20, 0].backward()
+    assert chars.grad is not None
+    seen = chars.grad.abs().sum(1).nonzero()[:, 0].tolist()
+    assert seen == list(range(20 - BEFORE, 20 + AFTER))
