@@ -1,0 +1,41 @@
+"""Fine-tune on a folder of PDFs, merge the adapter, and read a page with the new model.
+
+    python examples/finetune_on_your_pdfs.py MODEL FOLDER OUT [--epochs 3]
+
+No labels are needed: a PDF's text layer says what is written where. OUT/run holds the adapter and
+report.html, OUT/model is a folder like any trained model's.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from alignvlm.analysis import read_page
+from alignvlm.ask import ask, load_model
+from alignvlm.data.documents import load_pages
+from alignvlm.data.sources import TRANSCRIBE_QUESTION
+from alignvlm.finetune import finetune, merge_adapter, settings_from
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--epochs", type=float, default=3)
+    args = parser.parse_args(arguments)
+
+    settings = settings_from(model=args.model, pdfs=args.folder, epochs=args.epochs)
+    unfinished = (args.out / "run.finetuning").exists()
+    outcome = finetune(settings, args.out / "run", resume=unfinished)
+    print(outcome.to_text())
+
+    model, processor = load_model(merge_adapter(args.out / "run", args.out / "model"))
+    page = load_pages(next(iter(sorted(args.folder.rglob("*.pdf")))))[0]
+    print("ALIGN reads:", read_page(model, processor, page).text(processor.tokenizer))
+    print("the model says:", ask(model, processor, [page], TRANSCRIBE_QUESTION).text)
+
+
+if __name__ == "__main__":
+    main()

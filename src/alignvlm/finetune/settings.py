@@ -1,0 +1,80 @@
+"""What a fine-tuning run depends on; saved beside its adapter as ``finetune.yaml``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..errors import ConfigError, nearest
+
+
+class Settings(BaseModel):
+    """All settings with their defaults; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(min_length=1, description="folder or hub id of a trained model")
+    pdfs: str | None = Field(None, description="a folder of PDFs, or one PDF")
+    data: str | None = Field(None, description="JSONL of questions with answers")
+    epochs: float = Field(3.0, gt=0)
+    steps: int | None = Field(None, ge=1, description="optimiser steps; instead of epochs")
+    lr: float = Field(1e-4, gt=0, description="highest learning rate, of everything that trains")
+    lora_rank: int = Field(16, ge=0, description="0: no LoRA, the connector alone trains")
+    train_vision: bool = Field(False, description="the vision encoder trains too, whole")
+    transcribe: bool = Field(True, description="the language model learns to read pages aloud")
+    validation: float = Field(0.1, gt=0, le=0.5, description="share that is held out")
+    patience: int = Field(3, ge=1, description="evaluations without progress before stopping")
+    seed: int = 0
+    batch_size: int = Field(8, ge=1, description="samples an optimiser step")
+    micro_batch: int = Field(1, ge=1, description="samples in memory at once")
+    max_questions: int = Field(50, ge=1, description="held-out questions, and pages, scored")
+    max_new_tokens: int = Field(64, ge=1, description="length of a scored answer")
+    max_length: int = Field(8192, ge=16, description="longer samples are dropped, never cut")
+    dpi: float = Field(144, gt=0, description="resolution PDFs are rendered at")
+
+    @model_validator(mode="after")
+    def _checks(self) -> Settings:
+        if self.pdfs is None and self.data is None:
+            raise ValueError("give --pdfs FOLDER, --data qa.jsonl, or both")
+        if not self.transcribe and self.data is not None:
+            raise ValueError("--no-transcribe is for --pdfs alone: questions need the answers")
+        if self.batch_size % self.micro_batch:
+            raise ValueError("--batch-size must be a multiple of --micro-batch")
+        return self
+
+    @property
+    def rank(self) -> int:
+        """LoRA's rank as it is used: without a loss on text the language model does not train."""
+        return self.lora_rank if self.transcribe else 0
+
+    def to_yaml(self) -> str:
+        """All settings, also those left at their defaults."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def settings_from(**given: Any) -> Settings:
+    """Checked settings; local paths are made absolute, so that a run can go on from anywhere.
+
+    Raises:
+        ConfigError: an unknown key, a value out of range, or no data.
+    """
+    for key in ("model", "pdfs", "data"):
+        value = given.get(key)
+        if value is not None:
+            value = os.fspath(value)
+            local = key != "model" or os.path.isdir(os.path.expanduser(value))
+            given[key] = str(Path(value).expanduser().absolute()) if local else value
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            hint = nearest(name, Settings.model_fields)
+            raise ConfigError(f"fine-tuning has no setting {name!r}{hint}") from None
+        text = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{name}: {text}" if name else text) from None

@@ -1,0 +1,128 @@
+"""transformers' Trainer for adapters: ALIGN's losses, validation, early stop, best checkpoint."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from ..train.recipe import JsonlSourceSpec, LossSpec, StageSpec
+from ..train.stages import StageTrainer, training_arguments
+from .settings import Settings
+
+EVALUATIONS = 10
+"""How often a run is validated, at most."""
+BLANK_CELLS = 200
+"""Blank cells of a page that are scored; most of a page is blank."""
+
+
+def stage_of(settings: Settings, steps: int, *, grounded: bool, max_length: int) -> StageSpec:
+    """The run as a recipe's stage.
+
+    Args:
+        steps: optimiser steps.
+        grounded: there are words, and P_vocab to train on them.
+        max_length: tokens; longer samples are dropped.
+    """
+    every = max(1, math.ceil(steps / EVALUATIONS))
+    return StageSpec(
+        name="finetune",
+        train={"connector": settings.lr},
+        sources=[JsonlSourceSpec(type="jsonl", path=settings.data or settings.pdfs or "")],
+        steps=steps,
+        loss=LossSpec(
+            lm=1.0 if settings.transcribe else 0.0,
+            vocab=1.0 if grounded else 0.0,
+            blank_cells=BLANK_CELLS,
+        ),
+        batch_size=settings.micro_batch,
+        gradient_accumulation=settings.batch_size // settings.micro_batch,
+        max_length=max_length,
+        log_steps=max(1, every // 5),
+        save_steps=every,
+    )
+
+
+def arguments(
+    stage: StageSpec, folder: Path, seed: int, *, bf16: bool, quiet: bool
+) -> TrainingArguments:
+    """A stage's arguments, with validation at every checkpoint and the best one loaded at the end.
+
+    The Trainer then keeps the best checkpoint and the last.
+    """
+    args = training_arguments(stage, folder, seed, bf16=bf16, quiet=quiet)
+    args = args.set_evaluate(
+        strategy="steps",
+        steps=stage.save_steps,
+        batch_size=stage.batch_size,
+        delay=0,
+        loss_only=True,
+    )
+    args.eval_on_start = True  # the curve starts where the model was
+    args.load_best_model_at_end = True
+    args.metric_for_best_model, args.greater_is_better = "eval_loss", False
+    # a resumed run must stop where an unbroken one would
+    args.restore_callback_states_from_checkpoint = True
+    args._n_gpu = min(args.n_gpu, 1)  # DataParallel would cut a batch of tiles anywhere
+    return args
+
+
+class FinetuneTrainer(StageTrainer):
+    """The stages' trainer with a validation loss, one learning rate, and peft around the model."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.validated: dict[str, list[float]] = {}
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The Trainer's own: peft has already frozen what must not move."""
+        return Trainer.create_optimizer(self, *args, **kwargs)
+
+    def prediction_step(  # type: ignore[override]
+        self, model: Any, inputs: dict, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[torch.Tensor, None, None]:
+        """The weighted loss of one validation batch; its parts are kept for the log."""
+        inputs = self._prepare_inputs(inputs)  # type: ignore[assignment]
+        if not self.lm_weight:
+            inputs = {key: inputs[key] for key in ("pixel_values", "vocab_targets")}
+        extra = {"skip_logits": True, "use_cache": False} if self.lm_weight else {}
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**inputs, **extra)
+        loss = torch.zeros((), device=outputs.loss.device)
+        weights = {"lm_loss": self.lm_weight, "vocab_loss": self.vocab_weight}
+        for name, weight in weights.items():
+            part = getattr(outputs, name)
+            if part is not None:
+                loss = loss + weight * part
+                self.validated.setdefault(f"eval_{name}", []).append(float(part))
+        return loss.detach(), None, None
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the parts of the validation loss: means over its batches."""
+        if "eval_loss" in logs:
+            parts = self.validated.items()
+            logs.update({name: math.fsum(values) / len(values) for name, values in parts})
+            self.validated.clear()
+        super().log(logs, *args, **kwargs)
+
+    def _telemetry(self) -> dict[str, float]:
+        return {}  # the connector is behind peft's wrapper
+
+
+class Progress(TrainerCallback):
+    """One line a validation."""
+
+    def __init__(self, report: Any) -> None:
+        self.report = report
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any
+    ) -> None:
+        if metrics and "eval_loss" in metrics:
+            self.report(
+                f"  step {state.global_step}/{state.max_steps}: "
+                f"validation loss {metrics['eval_loss']:.4f}"
+            )
