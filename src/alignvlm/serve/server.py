@@ -1,0 +1,200 @@
+"""The server: routes, API key, and starting it."""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import ipaddress
+import socket
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..errors import ConfigError
+from ..generation import AlignVLMForConditionalGeneration
+from ..processor import AlignVLMProcessor
+from .chat import ChatEndpoint, refuse
+from .generation import Generator
+from .limits import Limits, Line, RequestError
+from .metrics import Measured, Metrics
+
+CHAT = "/v1/chat/completions"
+PATHS = {CHAT, "/v1/models", "/health", "/metrics"}
+SHUTDOWN_SECONDS = 10
+"""What is being answered when the server is told to stop has this long to end."""
+
+
+class KeyRequired:
+    """ASGI middleware: everything but ``/health`` needs ``Authorization: Bearer KEY``."""
+
+    def __init__(self, app: ASGIApp, key: str) -> None:
+        self.app = app
+        self.expected = f"Bearer {key}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] != "/health":
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(given, self.expected):
+                error = RequestError(
+                    "wrong or missing API key; send it as Authorization: Bearer KEY",
+                    status=401,
+                    code="invalid_api_key",
+                    headers={"WWW-Authenticate": "Bearer"},
+                )
+                return await refuse(error, scope, receive, send)
+        await self.app(scope, receive, send)
+
+
+def create_app(
+    model: AlignVLMForConditionalGeneration,
+    processor: AlignVLMProcessor,
+    *,
+    name: str,
+    limits: Limits | None = None,
+    api_key: str | None = None,
+) -> FastAPI:
+    """The server as an ASGI application.
+
+    Args:
+        model, processor: as :func:`alignvlm.ask.load_model` gives them.
+        name: of the model, as clients ask for it.
+        limits: default: those of :class:`Limits`.
+        api_key: None: nobody is asked for one.
+
+    Raises:
+        ConfigError: an API key that no client could send.
+    """
+    if api_key is not None and not (
+        api_key.isascii() and api_key.isprintable() and api_key.strip()
+    ):
+        raise ConfigError("the API key must be printable ASCII characters, and not empty")
+    limits = limits or Limits()
+    line = Line(limits.queue)
+    metrics = Metrics(line)
+    generator = Generator(model, processor, limits)
+    chat = ChatEndpoint(generator, name, limits, line, metrics)
+    about = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "alignvlm"}
+
+    async def models(request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [about]})
+
+    async def one_model(request: Request) -> Response:
+        if request.path_params["model"] != name:
+            raise HTTPException(404, f"this server serves {name!r}")
+        return JSONResponse(about)
+
+    async def health(request: Request) -> Response:
+        return JSONResponse({"status": "ok", "model": name})
+
+    async def measured(request: Request) -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    # no schema and no pages of documentation: they would load scripts from elsewhere
+    app = FastAPI(openapi_url=None, exception_handlers={HTTPException: _http_error})
+    app.state.generator = generator
+    app.router.routes += [
+        Route(CHAT, chat, methods=["POST"]),
+        Route("/v1/models", models),
+        Route("/v1/models/{model:path}", one_model),
+        Route("/health", health),
+        Route("/metrics", measured),
+    ]
+    if api_key is not None:
+        app.add_middleware(KeyRequired, key=api_key)
+    app.add_middleware(Measured, metrics=metrics, paths=PATHS)
+    return app
+
+
+async def _http_error(request: Request, error: Any) -> Response:
+    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+    refusal = RequestError(error.detail, status=error.status_code, code=code)
+    return JSONResponse(refusal.body(), error.status_code, error.headers)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach ``host``.
+
+    Raises:
+        ConfigError: no such host.
+    """
+    if not host:
+        return False
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ConfigError(f"--host {host}: {error.strerror or error}") from None
+    return all(ipaddress.ip_address(str(entry[4][0]).split("%")[0]).is_loopback for entry in found)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one.
+
+    Raises:
+        ConfigError: the address is taken or not this machine's.
+    """
+    try:
+        family = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=128)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"cannot listen on {host}:{port}: {reason}") from None
+
+
+def model_name(reference: str) -> str:
+    """What clients call a model: its folder's name, or its hub id."""
+    folder = Path(reference)
+    return folder.resolve().name if folder.is_dir() else reference
+
+
+def run(
+    reference: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    name: str | None = None,
+    limits: Limits | None = None,
+    api_key: str | None = None,
+    allow_no_key: bool = False,
+    report: Callable[[str], None] = print,
+) -> None:
+    """Load a model and serve it until interrupted.
+
+    Raises:
+        ConfigError: an address that others can reach without an API key, or one that is taken.
+        WeightsError: no such model, or one that cannot be loaded.
+    """
+    if api_key is None and not allow_no_key and not is_loopback(host):
+        raise ConfigError(
+            f"{host or 'an empty host'} can be reached from other machines: set an API key "
+            "(ALIGNVLM_API_KEY or --api-key), or say --allow-no-key"
+        )
+    with listen(host, port) as listener:
+        from ..ask import load_model
+
+        name = name or model_name(reference)
+        model, processor = load_model(reference)
+        app = create_app(model, processor, name=name, limits=limits, api_key=api_key)
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+            ws="none",
+            lifespan="off",
+            server_header=False,
+        )
+        bound_port = listener.getsockname()[1]
+        shown = f"[{host}]" if ":" in host else host
+        report(f"serving {name} at http://{shown}:{bound_port}/v1 (Ctrl-C to stop)")
+        with contextlib.suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listener])
+        app.state.generator.wait_until_idle(SHUTDOWN_SECONDS)

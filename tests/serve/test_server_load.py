@@ -1,0 +1,262 @@
+"""Many clients, slow answers, clients that leave: everything stays bounded."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from server_thread import CHAT, Running, serving, user_message
+
+from alignvlm.serve.limits import Limits
+
+LONG = 1500
+"""Tokens of an answer that takes seconds."""
+
+
+class Watched:
+    """A model whose calls of ``generate`` are seen: how many at once, and how many tokens."""
+
+    def __init__(self, model: Any) -> None:
+        self.generate: Callable[..., Any] = model.generate
+        self.now = self.most = self.calls = 0
+        self.lock = threading.Lock()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self.lock:
+            self.now += 1
+            self.calls += 1
+            self.most = max(self.most, self.now)
+        try:
+            return self.generate(*args, **kwargs)
+        finally:
+            with self.lock:
+                self.now -= 1
+
+
+@pytest.fixture(scope="module")
+def model(make_model) -> Any:
+    model = make_model()
+    model.generation_config.eos_token_id = None  # answers are as long as they may be
+    return model
+
+
+@pytest.fixture
+def watched(model, monkeypatch) -> Watched:
+    watched = Watched(model)
+    monkeypatch.setattr(model, "generate", watched)
+    return watched
+
+
+@pytest.fixture
+def start(model, make_processor) -> Callable[..., Any]:
+    """``start(**limits)``: a server, as a context."""
+
+    def start(**limits: Any) -> Any:
+        keys = {"max_new_tokens": LONG, "timeout": 60, **limits}
+        return serving(model, make_processor(model.config), Limits(**keys))
+
+    return start
+
+
+@pytest.fixture
+def body(make_image) -> dict[str, Any]:
+    """Readable noise: the model's favourite bytes are no text."""
+    return {
+        "model": "tiny",
+        "messages": [user_message("Who?", make_image(28, 28))],
+        "max_tokens": 30,
+        "temperature": 1.5,
+        "seed": 0,
+    }
+
+
+def idle(server: Running, watched: Watched) -> None:
+    """Nothing runs, nothing waits, and the model is free at once."""
+    server.wait_for("alignvlm_running", 0)
+    server.wait_for("alignvlm_queue_waiting", 0)
+    end = time.monotonic() + 5
+    while watched.now:
+        assert time.monotonic() < end, "an answer nobody waits for is still being generated"
+        time.sleep(0.01)
+
+
+def test_twenty_at_once_are_answered_or_told_to_come_back(start, body, watched):
+    with start(queue=4) as server:
+
+        def post(stream: bool) -> httpx.Response:
+            return server.http.post(CHAT, json={**body, "stream": stream})
+
+        with ThreadPoolExecutor(20) as pool:
+            responses = list(pool.map(post, [number % 2 == 0 for number in range(20)]))
+        codes = Counter(response.status_code for response in responses)
+        assert set(codes) == {200, 503}
+        assert codes[200] >= 5
+        assert watched.most == 1
+        assert watched.calls == codes[200]
+        for response in responses:
+            if response.status_code == 503:
+                assert 1 <= int(response.headers["retry-after"]) <= 60
+                assert response.json()["error"]["code"] == "queue_full"
+                assert response.json()["error"]["type"] == "server_error"
+        idle(server, watched)
+        assert post(False).status_code == 200
+
+
+def test_openais_client_comes_back_by_itself(start, body, watched):
+    with (
+        start(queue=0) as server,
+        server.client() as refused,
+        server.client(max_retries=9) as patient,
+    ):
+        with patient.chat.completions.create(**{**body, "max_tokens": 100, "stream": True}):
+            server.wait_for("alignvlm_running", 1)
+            with pytest.raises(openai.InternalServerError, match="0 requests are waiting already"):
+                refused.chat.completions.create(**body)
+            done: Any = patient.chat.completions.create(**body)
+        assert done.usage.completion_tokens == 30
+        assert watched.most == 1
+
+
+def test_health_and_metrics_answer_during_a_generation(start, body, watched):
+    with start() as server, server.client() as client:
+        with client.chat.completions.create(**{**body, "max_tokens": LONG, "stream": True}):
+            server.wait_for("alignvlm_running", 1)
+            began = time.monotonic()
+            assert server.http.get("/health").status_code == 200
+            assert server.metrics()["alignvlm_running"] == 1
+            assert time.monotonic() - began < 1
+        idle(server, watched)
+
+
+def test_an_answer_that_takes_too_long_is_given_up(start, body, watched):
+    slow = {**body, "max_tokens": LONG}
+    with start(timeout=0.6) as server, server.client() as client:
+        began = time.monotonic()
+        with pytest.raises(openai.InternalServerError, match=r"no answer within 0\.6 s") as caught:
+            client.chat.completions.create(**slow)
+        assert caught.value.status_code == 504
+        assert time.monotonic() - began < 3
+        idle(server, watched)
+        with (
+            pytest.raises(openai.APIError, match=r"no answer within 0\.6 s") as caught_late,
+            client.chat.completions.create(**slow, stream=True) as chunks,
+        ):
+            pieces = [chunk.choices[0].delta.content for chunk in chunks]
+            assert pieces  # not reached
+        assert caught_late.value.code == "timeout"
+        idle(server, watched)
+        assert server.metrics()['alignvlm_stream_errors_total{code="timeout"}'] == 1
+        done: Any = client.chat.completions.create(**{**body, "max_tokens": 2})
+        assert done.usage.completion_tokens == 2
+
+
+def test_waiting_counts_as_time(start, body, watched):
+    with start(timeout=1.0, queue=1) as server:
+
+        def post() -> tuple[int, float]:
+            began = time.monotonic()
+            response = server.http.post(CHAT, json={**body, "max_tokens": LONG}, timeout=30)
+            return response.status_code, time.monotonic() - began
+
+        with ThreadPoolExecutor(2) as pool:
+            results = [future.result() for future in [pool.submit(post), pool.submit(post)]]
+        assert [code for code, _ in results] == [504, 504]
+        assert all(0.9 < seconds < 4 for _, seconds in results)
+        idle(server, watched)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_the_model(start, body, watched, stream):
+    with start() as server:
+        with open_connection(server, {**body, "max_tokens": LONG, "stream": stream}) as connection:
+            server.wait_for("alignvlm_running", 1)
+            wait_until(lambda: watched.now == 1)
+            if stream:
+                assert connection.recv(1000)
+        idle(server, watched)
+        assert server.metrics()["alignvlm_abandoned_total"] == 1
+
+
+def test_a_client_that_leaves_the_queue_costs_nothing(start, body, watched):
+    long = {**body, "max_tokens": LONG}
+    with start(queue=1) as server:
+        with open_connection(server, {**long, "stream": True}):
+            wait_until(lambda: watched.now == 1)
+            with open_connection(server, body):
+                server.wait_for("alignvlm_queue_waiting", 1)
+            server.wait_for("alignvlm_queue_waiting", 0)
+            assert server.metrics()["alignvlm_running"] == 1
+        idle(server, watched)
+        assert watched.calls == 1
+
+
+def test_a_body_that_never_comes_is_given_up(start, body, watched):
+    with start(timeout=2, queue=0) as server:
+        with open_connection(server, body, withhold=10) as connection:
+            server.wait_for("alignvlm_queue_waiting", 1)
+            assert server.http.post(CHAT, json=body).status_code == 503
+            connection.settimeout(20)
+            assert b" 504 " in connection.recv(1000)
+        idle(server, watched)
+        assert watched.calls == 0
+
+
+def test_a_failing_model_is_an_error_and_no_end(start, body, model, monkeypatch, caplog):
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError('secret "details"')
+
+    with start() as server, server.client() as client:
+        for name in ("generate", "compact_prompt"):
+            with monkeypatch.context() as patch:
+                patch.setattr(model, name, fail)
+                with pytest.raises(openai.InternalServerError, match="the server's log") as caught:
+                    client.chat.completions.create(**body)
+                assert "secret" not in str(caught.value)
+                assert "secret" in caplog.text
+                caplog.clear()
+                with pytest.raises(openai.APIError, match="the server's log"):
+                    list(client.chat.completions.create(**body, stream=True))
+        assert client.chat.completions.create(**body)
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+class open_connection:
+    """A request on a bare socket, which closes when the block ends."""
+
+    def __init__(self, server: Running, body: dict[str, Any], withhold: int = 0) -> None:
+        data = json.dumps(body).encode()
+        host, port = server.url.removeprefix("http://").split(":")
+        self.socket = socket.create_connection((host, int(port)))
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: {host}\r\ncontent-length: {len(data)}\r\n"
+        self.socket.sendall(head.encode() + b"content-type: application/json\r\n\r\n")
+        self.socket.sendall(data[: len(data) - withhold])
+
+    def __enter__(self) -> socket.socket:
+        return self.socket
+
+    def __exit__(self, *error: object) -> None:
+        self.socket.close()
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    """The inference thread of each server is a daemon that waits; no other may stay."""
+    before = set(threading.enumerate())
+    yield
+    left = {t for t in threading.enumerate() if t not in before and not t.daemon}
+    assert not left
