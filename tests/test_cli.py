@@ -310,7 +310,8 @@ def test_no_verb_prints_help_and_nothing_else(run):
 def test_files_that_cannot_be_read(run, tiny_model_dir, page, tmp_path):
     ask: Callable[[Any], Result] = lambda file: run("ask", tiny_model_dir, file, "Who?")  # noqa: E731
     refused(ask("gone.png"), "gone.png: no such file")
-    refused(ask(tmp_path), "not a file")
+    (tmp_path / "folder").mkdir()
+    refused(ask("folder"), "no PDF and no picture")
     (tmp_path / "notes.txt").write_text("no image at all")
     refused(ask("notes.txt"), "notes.txt: not an image")
     (tmp_path / "empty.png").touch()
@@ -425,23 +426,37 @@ def test_bugs_are_not_hidden(run, monkeypatch, tiny_model_dir):
 # --- frozen ------------------------------------------------------------------------------------
 
 COMMAND_LINE = """
-ask MODEL FILE... QUESTION --dpi --json --max-new-tokens --pages
+ask MODEL FILE... QUESTION --boxes --dpi --each --json --max-new-tokens --max-pages --no-cite
+    --pages --password
+batch MODEL INPUT --actors --address --batch-size --dpi --json --max-new-tokens
+    --no-repetition-guard --no-retry-errors --num-gpus --out --question --repetition-guard
+    --retry-errors
 convert MODEL --connector --dry-run --json --no-dry-run --out --set --vocab-size
 data from-pdf FOLDER --dpi --json --max-pages --min-words --out --pages
 data from-scans FOLDER --confidence --dpi --json --max-pages --min-words --out --pages
 data read MODEL SOURCE... --json --pages --seed --set --split --stage
 data show RECIPE --index --json --model --out --set --stage
+demo MODEL --host --max-pages --no-open --open --port
+embed MODEL FILE... --base64 --dpi --format --json --max-pages --out --pages --password
+    --question
 eval compare A B --json --metric --seed
 eval run MODEL --answerer --batch-size --data --json --limit --noise --out --overwrite --prune
     --repetition-guard --seed --split --task
 eval table FILE... --json
+finetune MODEL --batch-size --data --dpi --epochs --json --lora-rank --lr --max-length
+    --max-new-tokens --max-questions --micro-batch --no-transcribe --out --overwrite --patience
+    --pdfs --resume --seed --steps --train-vision --transcribe --validation
 info MODEL --json
 inspect MODEL FILE --dpi --json --k --out --page
+merge ADAPTER --base --dtype --json --out
+plan RECIPE --gpu --gpus --json --mfu --samples --set --tiles
 prune MODEL [PAGES]... --data --dpi --json --keep --max-new-tokens --max-questions --out --pages
     --questions
 pull REFERENCE --json
-train RECIPE --dry-run --json --no-dry-run --no-overwrite --no-resume
-    --out --overwrite --resume --set
+serve MODEL --allow-no-key --allow-urls --api-key --host --max-body-mib --max-images
+    --max-new-tokens --max-pixels --name --port --queue --timeout
+train RECIPE --dry-run --json --no-dry-run --no-overwrite --no-resume --out --overwrite --resume
+    --set
 """
 
 

@@ -18,7 +18,8 @@ import alignvlm
 ROOT = Path(alignvlm.__file__).parent
 LAYERS = (
     {"errors"},
-    {"line_reader", "gguf_weights"},
+    {"characters", "recogniser", "speller", "gguf_weights"},
+    {"line_reader"},
     {"pretrained_vision"},
     {"config", "tiling", "hub"},
     {"ops"},
@@ -28,9 +29,22 @@ LAYERS = (
     {"model", "image_processor"},
     {"generation", "processor", "hosts"},
     {"compose", "__init__"},
+    {"shipped"},
     {"data"},
-    {"train", "eval", "analysis", "serve", "ask", "convert"},
-    {"cli_data", "cli_eval", "cli_prune", "cli_convert"},
+    {"train", "eval", "analysis", "ask", "convert"},
+    {"cite", "embed", "finetune"},
+    {"serve"},
+    {
+        "cli_ask",
+        "cli_convert",
+        "cli_data",
+        "cli_demo",
+        "cli_eval",
+        "cli_finetune",
+        "cli_prune",
+        "cli_scale",
+        "cli_serve",
+    },
     {"cli", "__main__"},
 )
 """A module imports from earlier layers and from its own room."""

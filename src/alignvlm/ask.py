@@ -12,6 +12,7 @@ from PIL import Image
 
 from .compose import load_pretrained
 from .connectors import AlignConnector
+from .errors import DataError
 from .generation import AlignVLMForConditionalGeneration
 from .hub import resolve
 from .processor import AlignVLMProcessor
@@ -29,6 +30,7 @@ class Answer:
         new_tokens: tokens generated.
         prefill_ms: from the prompt to the first token, encoder and connector included.
         total_ms: until the last token.
+        log_probability: mean over the new tokens, nats; how sure the model was of its words.
     """
 
     text: str
@@ -38,6 +40,26 @@ class Answer:
     new_tokens: int
     prefill_ms: float
     total_ms: float
+    log_probability: float
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question about pages as the language model gets it.
+
+    Attributes:
+        inputs: ``input_ids [1, L]``, ``attention_mask [1, L]`` and, with pages, ``inputs_embeds
+            [1, L, d_text]``, after blank dropping; as ``generate`` takes them.
+        visual_tokens: cells of the pages.
+        kept_visual_tokens: those that remain.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    visual_tokens: int
+    kept_visual_tokens: int
+
+    def __len__(self) -> int:
+        return self.inputs["input_ids"].shape[1]
 
 
 def load_model(
@@ -83,6 +105,58 @@ class _FirstToken:
         pass
 
 
+@torch.inference_mode()
+def build_prompt(
+    model: AlignVLMForConditionalGeneration,
+    processor: AlignVLMProcessor,
+    pages: list[Image.Image],
+    question: str,
+    *,
+    max_new_tokens: int = 64,
+) -> Prompt:
+    """The chat prompt of one question, with its pages' visual tokens in place.
+
+    Raises:
+        DataError: a page cannot be used, or prompt and answer do not fit the language model's
+            context.
+    """
+    content: list[dict[str, Any]] = [{"type": "image", "image": page} for page in pages]
+    messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+    batch = processor.apply_chat_template(
+        [messages], tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+    ).to(model.device)
+    return compact(model, processor, batch, max_new_tokens)
+
+
+def compact(
+    model: AlignVLMForConditionalGeneration,
+    processor: AlignVLMProcessor,
+    batch: Any,
+    max_new_tokens: int = 0,
+) -> Prompt:
+    """What the processor made of one text, after blank dropping; see :func:`build_prompt`."""
+
+    def visual(ids: torch.Tensor) -> int:
+        return int((ids == processor.image_token_id).sum())
+
+    inputs = dict(batch)
+    if model.config.blank_threshold is None:  # known before the pages are encoded
+        _check_context(model, batch["input_ids"].shape[1], max_new_tokens)
+    if "pixel_values" in batch:
+        inputs = model.compact_prompt(**batch)
+    _check_context(model, inputs["input_ids"].shape[1], max_new_tokens)
+    return Prompt(inputs, visual(batch["input_ids"]), visual(inputs["input_ids"]))
+
+
+def _check_context(model: AlignVLMForConditionalGeneration, prompt: int, new: int) -> None:
+    limit = getattr(model.config.text_config, "max_position_embeddings", None)
+    if limit is not None and prompt + new > limit:
+        raise DataError(
+            f"the prompt has {prompt} tokens and the answer up to {new}, but the language model "
+            f"reads {limit}: ask about fewer pages (--pages) or one at a time (--each)"
+        )
+
+
 def ask(
     model: AlignVLMForConditionalGeneration,
     processor: AlignVLMProcessor,
@@ -95,36 +169,34 @@ def ask(
     """Ask one question about some page images; greedy unless ``generation`` says otherwise.
 
     Raises:
-        DataError: a page cannot be used.
+        DataError: see :func:`build_prompt`.
     """
-    content: list[dict[str, Any]] = [{"type": "image", "image": page} for page in pages]
-    messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
     start = time.perf_counter()
-    batch = processor.apply_chat_template(
-        [messages], tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
-    ).to(model.device)
     clock = _FirstToken()
+    prompt = build_prompt(model, processor, pages, question, max_new_tokens=max_new_tokens)
     with torch.inference_mode():
-        visual = int((batch["input_ids"] == processor.image_token_id).sum())
-        prompt = dict(batch)
-        if "pixel_values" in batch:
-            prompt = model.compact_prompt(**batch)
         output = model.generate(
-            **prompt,
+            **prompt.inputs,
             max_new_tokens=max_new_tokens,
             **{"do_sample": False, "streamer": clock, **generation},
+            return_dict_in_generate=True,
+            output_scores=True,
         )
     end = time.perf_counter()
-    length = prompt["input_ids"].shape[1]
-    new = output[0, length:]
+    beams = getattr(output, "beam_indices", None)
+    scores = model.compute_transition_scores(
+        output.sequences, output.scores, beams, normalize_logits=beams is None
+    )
+    new = output.sequences[0, len(prompt) :]
     # the streamer is first given the prompt, then each token
     first = clock.times[1] if len(clock.times) > 1 else end
     return Answer(
         text=processor.tokenizer.decode(new, skip_special_tokens=True).strip(),
-        visual_tokens=visual,
-        kept_visual_tokens=int((prompt["input_ids"] == processor.image_token_id).sum()),
-        prompt_tokens=length,
+        visual_tokens=prompt.visual_tokens,
+        kept_visual_tokens=prompt.kept_visual_tokens,
+        prompt_tokens=len(prompt),
         new_tokens=len(new),
         prefill_ms=(first - start) * 1000,
         total_ms=(end - start) * 1000,
+        log_probability=scores[0, : len(new)].float().mean().item(),
     )

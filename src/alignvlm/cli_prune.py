@@ -10,47 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import ConfigError, DataError
+from .errors import ConfigError
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from .analysis.pruning import Question
-
-SUFFIXES = {
-    ".pdf", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".gif", ".bmp", ".ppm", ".jp2",
-    ".avif",
-}  # fmt: skip
-"""What is taken from a folder; a file named outright may be called anything."""
+    from .data.pages import Pages
 
 
-class Pages:
-    """Page images of files and folders, read again each time they are gone through."""
+class _Images:
+    """Pages as images alone, read again each time they are gone through."""
 
-    def __init__(self, paths: list[Path], *, dpi: float, pages: str | None) -> None:
-        self.files = [file for path in paths for file in _files(path)]
-        self.dpi, self.pages = dpi, pages
-
-    def named(self) -> Iterator[tuple[str, Image.Image]]:
-        """``file`` or ``file:page``, and the page."""
-        from .data.documents import load_pages
-
-        for file in self.files:
-            images = load_pages(file, dpi=self.dpi, pages=self.pages)
-            for number, image in enumerate(images, start=1):
-                yield (f"{file}" if len(images) == 1 else f"{file}:{number}"), image
+    def __init__(self, pages: Pages) -> None:
+        self.pages = pages
 
     def __iter__(self) -> Iterator[Image.Image]:
-        return (image for _, image in self.named())
-
-
-def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    found = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
-    if not found:
-        raise DataError(f"{path}: no PDF and no picture in this folder")
-    return found
+        return (page.image for page in self.pages)
 
 
 def _questions(pages: Pages, file: Path | None, limit: int) -> list[Question]:
@@ -60,8 +36,8 @@ def _questions(pages: Pages, file: Path | None, limit: int) -> list[Question]:
     from .data.sources import TRANSCRIBE_QUESTION, JsonlSource
 
     if file is None:
-        named = islice(pages.named(), limit)
-        return [Question(where, [image], TRANSCRIBE_QUESTION) for where, image in named]
+        first = islice(pages, limit)
+        return [Question(f"{p.file}:{p.page}", [p.image], TRANSCRIBE_QUESTION) for p in first]
     source = JsonlSource(file, require_answer=False)
     records = (source[index] for index in range(min(limit, len(source))))
     return [Question(r.id, load_images(r), r.question) for r in records]
@@ -94,6 +70,8 @@ def prune(
     """
     if out.exists():
         raise ConfigError(f"{out} exists already; choose another folder")
+    from .data.pages import Pages
+
     found = Pages([*data, *(more or [])], dpi=dpi, pages=pages)
     asked = _questions(found, questions, max_questions)
     import torch
@@ -110,8 +88,8 @@ def prune(
         said = ask(loaded, processor, images, question, max_new_tokens=max_new_tokens)
         return said.text
 
-    report = prune_model(loaded, processor, found, keep, asked, answer)
-    origin: dict[str, Any] = {"model": model, "files": [str(file) for file in found.files]}
+    report = prune_model(loaded, processor, _Images(found), keep, asked, answer)
+    origin: dict[str, Any] = {"model": model, "files": found.files}
     save_pruned(loaded, processor, report, out, origin)
     result = {"out": str(out), **origin, **report.to_dict()}
     text = f"{report.to_text()}\nmodel written to {out}"

@@ -14,7 +14,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from PIL import Image
 
 from ..errors import DataError
 from ..image_processor import MAX_PIXELS, to_rgb
+from .pdf_text import char_edges, char_groups, to_pixels
 
 if TYPE_CHECKING:
     from .render import Word
@@ -36,27 +37,47 @@ def open_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
     Raises:
         DataError: missing file, not a picture, truncated, or more than ``max_pixels`` pixels.
     """
-    return _frames(Path(path), max_pixels, limit=1)[0]
+    with _open_picture(Path(path)) as picture:
+        return picture.render(0, 72, max_pixels)
 
 
-def _frames(path: Path, max_pixels: int, limit: int | None) -> list[Image.Image]:
-    """Decode up to ``limit`` frames; only TIFF has more than one page."""
-    _require_file(path)
+class _Picture:
+    """An open picture; only TIFF has more than one page."""
+
+    def __init__(self, path: Path, image: Image.Image) -> None:
+        self.path, self.image = path, image
+        self.count: int = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+
+    def render(self, index: int, dpi: float, max_pixels: int) -> Image.Image:
+        """One page in its own pixels, whatever ``dpi`` says."""
+        with _decoding(self.path):
+            if self.count > 1:
+                self.image.seek(index)
+            _check_pixels(self.path, *self.image.size, max_pixels)
+            self.image.load()
+            return to_rgb(self.image).copy()
+
+
+@contextmanager
+def _open_picture(path: Path, data: bytes | None = None) -> Iterator[_Picture]:
+    _require_file(path, data)
     Image.init()
     formats = [name for name in FORMATS if name in Image.OPEN]
+    with _decoding(path):
+        picture = _Picture(
+            path, Image.open(path if data is None else BytesIO(data), formats=formats)
+        )
+    with picture.image:
+        yield picture
+
+
+@contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    """Pillow's errors as ours."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # size is checked below; odd metadata is not our business
+        warnings.simplefilter("ignore")  # size is checked by us; odd metadata is not our business
         try:
-            with Image.open(path, formats=formats) as image:
-                count = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
-                frames = []
-                for index in range(count if limit is None else min(count, limit)):
-                    if count > 1:
-                        image.seek(index)
-                    _check_pixels(path, *image.size, max_pixels)
-                    image.load()
-                    frames.append(to_rgb(image).copy())
-                return frames
+            yield
         except DataError:
             raise
         except Image.DecompressionBombError as error:
@@ -67,12 +88,12 @@ def _frames(path: Path, max_pixels: int, limit: int | None) -> list[Image.Image]
             raise DataError(f"{path}: the image is truncated or damaged: {error}") from error
 
 
-def _require_file(path: Path) -> None:
-    if not path.exists():
+def _require_file(path: Path, data: bytes | None = None) -> None:
+    if data is None and not path.exists():
         raise DataError(f"{path}: no such file")
-    if not path.is_file():
+    if data is None and not path.is_file():
         raise DataError(f"{path}: not a file")
-    if path.stat().st_size == 0:
+    if (path.stat().st_size if data is None else len(data)) == 0:
         raise DataError(f"{path}: the file is empty")
 
 
@@ -119,6 +140,7 @@ def load_pages(
     pages: str | None = None,
     max_pages: int | None = None,
     max_pixels: int = MAX_PIXELS,
+    password: str | None = None,
 ) -> list[Image.Image]:
     """Load a document as RGB page images.
 
@@ -128,23 +150,55 @@ def load_pages(
         pages: 1-based selection such as ``"1-3,5"``; ``None`` means all.
         max_pages: keep only this many of the selected pages.
         max_pixels: refuse any page larger than this; it can lower Pillow's limit, not raise it.
+        password: opens an encrypted PDF.
 
     Raises:
         DataError: missing file, not an image, truncated, encrypted or corrupt PDF, no pages, page
             range out of bounds, or too many pixels; the message starts with the path.
     """
-    path = Path(path)
-    _require_file(path)
     if max_pages is not None and max_pages < 1:
         raise DataError(f"{path}: max_pages must be at least 1, not {max_pages}")
-    if not is_pdf(path):
-        limit = max_pages if pages is None else None
-        frames = _frames(path, max_pixels, limit)
-        chosen = parse_pages(pages, len(frames), where=str(path))[:max_pages]
-        return [frames[index] for index in chosen]
-    with _open_pdf(path) as document:
-        chosen = parse_pages(pages, len(document), where=str(path))[:max_pages]
-        return [_render(path, document, index, dpi, max_pixels) for index in chosen]
+    with open_document(path, password=password) as document:
+        chosen = parse_pages(pages, document.count, where=str(path))[:max_pages]
+        return [document.render(index, dpi, max_pixels) for index in chosen]
+
+
+@contextmanager
+def open_document(
+    path: str | os.PathLike[str], *, data: bytes | None = None, password: str | None = None
+) -> Iterator[_Picture | _Pdf]:
+    """Open a PDF or a picture; a page is read only when it is rendered.
+
+    Args:
+        path: the file; with ``data`` only a name for messages.
+        data: the file's bytes, where they do not come from a file.
+        password: opens an encrypted PDF.
+
+    Yields:
+        ``count``, the number of pages, and ``render(index, dpi, max_pixels)``, an RGB image of the
+        0-based page ``index``.
+
+    Raises:
+        DataError: as :func:`load_pages`.
+    """
+    path = Path(path)
+    _require_file(path, data)
+    if is_pdf(path) if data is None else b"%PDF-" in data[:1024]:
+        with _open_pdf(path, data=data, password=password) as pdf:
+            yield _Pdf(path, pdf)
+    else:
+        with _open_picture(path, data) as picture:
+            yield picture
+
+
+class _Pdf:
+    """An open PDF, as :class:`_Picture`."""
+
+    def __init__(self, path: Path, document: Any) -> None:
+        self.path, self.document, self.count = path, document, len(document)
+
+    def render(self, index: int, dpi: float, max_pixels: int) -> Image.Image:
+        return _render(self.path, self.document, index, dpi, max_pixels)
 
 
 def pdf_page_count(path: str | os.PathLike[str]) -> int:
@@ -154,26 +208,43 @@ def pdf_page_count(path: str | os.PathLike[str]) -> int:
 
 
 @contextmanager
-def _open_pdf(path: Path) -> Iterator[Any]:
-    _require_file(path)
+def _open_pdf(
+    path: Path, *, data: bytes | None = None, password: str | None = None
+) -> Iterator[Any]:
+    _require_file(path, data)
     try:
         import pypdfium2 as pdfium
     except ImportError as error:
         raise DataError(f"{path}: reading PDFs needs pypdfium2: pip install pypdfium2") from error
     try:
-        document = pdfium.PdfDocument(path)
+        document = pdfium.PdfDocument(path if data is None else data, password=password)
     except pdfium.PdfiumError as error:
-        reason = "not a PDF, or damaged, or without pages"
-        # PDFium's error code may be left over from an earlier file, so look for the lock itself
-        if getattr(error, "err_code", None) in (4, 5) and b"/Encrypt" in path.read_bytes():
-            reason = "the PDF is encrypted and needs a password: save an unprotected copy"
+        data = path.read_bytes() if data is None else data
+        reason = _why_refused(data, password, getattr(error, "err_code", None))
         raise DataError(f"{path}: {reason}") from error
     try:
-        if len(document) == 0:
-            raise DataError(f"{path}: the PDF has no pages")
         yield document
     finally:
         document.close()
+
+
+def _why_refused(data: bytes, password: str | None, code: int | None) -> str:
+    import pypdfium2.raw as raw
+
+    # PDFium's error code may be left over from an earlier file, so look for the lock itself
+    if code in (raw.FPDF_ERR_PASSWORD, raw.FPDF_ERR_SECURITY) and b"/Encrypt" in data:
+        if code == raw.FPDF_ERR_SECURITY:
+            return "the PDF is encrypted in a way PDFium does not know: save an unprotected copy"
+        if password is None:
+            return "the PDF is encrypted: give its password (--password)"
+        return "the PDF is encrypted and this is not its password"
+    # pypdfium2 treats a good file without pages as one that does not load
+    secret = None if password is None else password.encode() + b"\0"
+    document = raw.FPDF_LoadMemDocument64(data, len(data), secret)
+    if not document:
+        return "not a PDF, or damaged"
+    raw.FPDF_CloseDocument(document)
+    return "the PDF has no pages"
 
 
 def _page_size(path: Path, page: Any, index: int, dpi: float) -> tuple[int, int]:
@@ -237,7 +308,7 @@ def pdf_words(path: str | os.PathLike[str], page: int, *, dpi: float = 144) -> l
         parse_pages(str(page + 1), len(document), where=str(path))
         with _open_page(path, document, page) as pdf_page:
             width, height = _page_size(path, pdf_page, page, dpi)
-            groups = list(_char_groups(pdf_page, _to_pixels(pdf_page, width, height)))
+            groups = list(char_groups(pdf_page, to_pixels(pdf_page, width, height)))
     words = []
     for line, chars in groups:
         x0, y0 = min(c[1] for c in chars), min(c[2] for c in chars)
@@ -245,94 +316,11 @@ def pdf_words(path: str | os.PathLike[str], page: int, *, dpi: float = 144) -> l
         if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
             continue  # drawn outside the visible page
         text = "".join(c[0] for c in chars)
-        edges = _char_edges(chars, x0, x1)
+        edges = char_edges(chars, x0, x1)
         edges = tuple(min(max(x, 0.0), float(width)) for x in edges)
         box = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
         words.append(Word(text=text, box=box, line=line, char_x=edges))
     return words
-
-
-Char = tuple[str, float, float, float, float]
-
-
-def _char_edges(chars: list[Char], x0: float, x1: float) -> tuple[float, ...]:
-    """Left edges of the characters, or even steps where they do not run to the right."""
-    edges = [x0, *(char[1] for char in chars[1:])]
-    if all(a <= b for a, b in pairwise(edges)):
-        return tuple(edges)
-    return tuple(x0 + (x1 - x0) * i / len(chars) for i in range(len(chars)))
-
-
-def _to_pixels(page: Any, width: int, height: int) -> Any:
-    """Map PDF points to pixels (crop box and page rotation included) through PDFium itself."""
-    import ctypes
-
-    import pypdfium2.raw as raw
-
-    def device(x: float, y: float) -> tuple[float, float]:
-        px, py, fine = ctypes.c_int(), ctypes.c_int(), 64
-        raw.FPDF_PageToDevice(page, 0, 0, width * fine, height * fine, 0, x, y, px, py)
-        return px.value / fine, py.value / fine
-
-    step = 1000.0
-    (ox, oy), (ax, ay), (bx, by) = device(0, 0), device(step, 0), device(0, step)
-    xx, xy, yx, yy = (ax - ox) / step, (ay - oy) / step, (bx - ox) / step, (by - oy) / step
-    return lambda x, y: (ox + x * xx + y * yx, oy + x * xy + y * yy)
-
-
-def _char_groups(page: Any, to_pixels: Any) -> Iterator[tuple[int, list[Char]]]:
-    """Yield ``(line, characters)`` per word: split at white space, new lines and wide jumps."""
-    textpage = page.get_textpage()
-    try:
-        line, chars = 0, []
-        for text, box in _raw_chars(textpage):
-            if text.isspace():
-                if chars:
-                    yield line, chars
-                chars, line = [], line + (text == "\n")
-                continue
-            (xa, ya), (xb, yb) = to_pixels(box[0], box[1]), to_pixels(box[2], box[3])
-            char = (text, min(xa, xb), min(ya, yb), max(xa, xb), max(ya, yb))
-            if chars and _far(chars[-1], char):
-                yield line, chars
-                chars = []
-            chars.append(char)
-        if chars:
-            yield line, chars
-    finally:
-        textpage.close()
-
-
-def _far(a: Char, b: Char) -> bool:
-    """Say whether two neighbouring characters are too far apart to belong to one word."""
-    size = max(a[3] - a[1], a[4] - a[2], b[3] - b[1], b[4] - b[2], 1.0)
-    gap_x = max(b[1] - a[3], a[1] - b[3])
-    gap_y = max(b[2] - a[4], a[2] - b[4])
-    return max(gap_x, gap_y) > 2 * size
-
-
-def _raw_chars(textpage: Any) -> Iterator[tuple[str, tuple[float, float, float, float]]]:
-    """Yield each character with its box in points; soft hyphens and control codes are dropped."""
-    import pypdfium2.raw as raw
-
-    count, index = textpage.count_chars(), 0
-    while index < count:
-        code, here = raw.FPDFText_GetUnicode(textpage, index), index
-        index += 1
-        if 0xD800 <= code < 0xDC00 and index < count:  # a surrogate pair is one character
-            low = raw.FPDFText_GetUnicode(textpage, index)
-            if 0xDC00 <= low < 0xE000:
-                code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00)
-                index += 1
-        if code == 2:  # PDFium's mark for a hyphen at the end of a line
-            code = 0x2D
-        text = chr(code) if code < 0x110000 and not 0xD800 <= code < 0xE000 else "\ufffd"
-        if text in " \n\r\t\u00a0" or text.isspace():
-            yield ("\n" if text == "\n" else " "), (0.0, 0.0, 0.0, 0.0)
-        elif text.isprintable() and text not in "\ufffe\ufffd":
-            left, bottom, right, top = textpage.get_charbox(here)
-            if right > left or top > bottom:
-                yield text, (left, bottom, right, top)
 
 
 def read_text(path: Path) -> str:
