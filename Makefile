@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-all test-oldest test-lmms benchmarks study check format clean
+.PHONY: setup demo test test-all test-oldest test-lmms benchmarks study check docs format clean
 
 setup: $(STAMP)
 
@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/alignvlm pull smollm2
+	$(BIN)/alignvlm pull smol
 	$(BIN)/python examples/quickstart.py
 
 test: $(STAMP)
@@ -64,6 +64,11 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q tests/test_dependencies.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+# the documentation as a web site, on 127.0.0.1:8000
+docs: $(STAMP)
+	$(BIN)/mkdocs serve
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

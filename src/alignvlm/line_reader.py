@@ -60,6 +60,7 @@ class LineReaderConfig(PreTrainedConfig):
         alphabet: the characters that can be told apart.
         hidden_size: channels of the output.
         speller_depth: perceptrons of the speller.
+        leading_space: spell each line as if a space stood before it: most words are one token then.
 
     Raises:
         ConfigError: a tile is not a whole number of cells.
@@ -76,6 +77,7 @@ class LineReaderConfig(PreTrainedConfig):
         alphabet: str = ALPHABET,
         hidden_size: int = 512,
         speller_depth: int = 3,
+        leading_space: bool = False,
         **kwargs: Any,
     ) -> None:
         self.image_size = _pair(image_size)
@@ -85,6 +87,7 @@ class LineReaderConfig(PreTrainedConfig):
         self.alphabet = alphabet
         self.hidden_size = hidden_size
         self.speller_depth = speller_depth
+        self.leading_space = leading_space
         if any(size % cell for size, cell in zip(self.image_size, self.patch_size, strict=True)):
             raise ConfigError(
                 f"vision encoder: a tile of {self.image_size} px is not a whole number of cells of "
@@ -262,7 +265,10 @@ class LineReaderModel(PreTrainedModel):
         windows, places = [], []
         for row, members in sorted(rows.items()):
             order, x = _read(members, placed, kinds, self.space)
-            windows.append(self.speller.windows(soft[torch.from_numpy(order).to(device)]))
+            chars = soft[torch.from_numpy(order).to(device)]
+            if self.config.leading_space:
+                chars = torch.cat([soft[-1:], chars])
+            windows.append(self.speller.windows(chars)[len(chars) - len(order) :])
             places += [(row, edge / wide) for edge in x]
         if not windows:
             return torch.zeros(0, dtype=torch.long, device=device), soft.new_zeros(

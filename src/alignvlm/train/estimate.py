@@ -8,7 +8,7 @@ weights, gradients, Adam's two moments, and activations (a transformer layer kee
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig
@@ -121,14 +121,8 @@ def estimate(recipe: Recipe) -> Estimate:
         ConfigError: the parts do not fit, or a config is neither in the recipe nor local.
     """
     model = meta_model(recipe)
-    counts = dict.fromkeys(("vision", "connector", "text"), 0)
-    for name, parameter in model.named_parameters():
-        counts[part_of(name).split(".")[0]] += parameter.numel()
-    config, tiling = model.config, recipe.model.tiling
-    rows, cols = config.tile_token_grid or (1, config.tokens_per_tile)
-    grid = Grid(1, tiling.max_tiles)
-    thumbnail = tiling.thumbnail and grid.tiles > 1
-    visual = sum(token_row_lengths(grid, thumbnail, rows, cols, config.token_order))
+    counts = parameter_counts(model)
+    visual = largest_page(recipe, model)[0]
     bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     result = Estimate(recipe.name, counts, visual, "bf16" if bf16 else "fp32")
     for stage in recipe.stages:
@@ -136,9 +130,44 @@ def estimate(recipe: Recipe) -> Estimate:
     return result
 
 
-def _stage(
-    stage: StageSpec, model: AlignVLMForConditionalGeneration, visual: int, itemsize: int
-) -> StageEstimate:
+def parameter_counts(model: AlignVLMForConditionalGeneration) -> dict[str, int]:
+    """Parameters of each part."""
+    counts = dict.fromkeys(("vision", "connector", "text"), 0)
+    for name, parameter in model.named_parameters():
+        counts[part_of(name).split(".")[0]] += parameter.numel()
+    return counts
+
+
+def largest_page(recipe: Recipe, model: AlignVLMForConditionalGeneration) -> tuple[int, int]:
+    """Visual tokens and tiles of a page cut into as many tiles as the recipe allows."""
+    config, tiling = model.config, recipe.model.tiling
+    rows, cols = config.tile_token_grid or (1, config.tokens_per_tile)
+    grid = Grid(1, tiling.max_tiles)
+    thumbnail = tiling.thumbnail and grid.tiles > 1
+    visual = sum(token_row_lengths(grid, thumbnail, rows, cols, config.token_order))
+    return visual, grid.tiles + thumbnail
+
+
+class StageSizes(NamedTuple):
+    """What one process holds, in values rather than bytes.
+
+    Attributes:
+        weights: parameters that the stage runs.
+        trainable: parameters of each part that train.
+        tokens: positions of the language model a sample (visual tokens without it).
+        activations: of one optimiser micro-batch.
+    """
+
+    weights: int
+    trainable: dict[str, int]
+    tokens: int
+    activations: int
+
+
+def stage_sizes(
+    stage: StageSpec, model: AlignVLMForConditionalGeneration, visual: int
+) -> StageSizes:
+    """Sizes of a stage whose samples are one page of ``visual`` tokens."""
     trainable = set_trainable(model, stage.train)
     runs_text = stage.loss.lm > 0
     tokens = min(stage.max_length, visual + TEXT_TOKENS) if runs_text else visual
@@ -146,8 +175,6 @@ def _stage(
     weights = sum(
         p.numel() for n, p in model.named_parameters() if runs_text or not n.startswith(TEXT)
     )
-    # gradients and Adam's two moments
-    state = 3 * sum(trainable.values())
     text, vision = config.text_config, config.vision_config
     activations = 0
     if runs_text:
@@ -159,9 +186,18 @@ def _stage(
         depth = getattr(vision, "num_hidden_layers", 4)
         layers = 1 if stage.gradient_checkpointing else depth
         activations += visual * config.vision_hidden_size * ACTIVATIONS * layers
-    peak = itemsize * (weights + state + stage.batch_size * activations)
+    return StageSizes(weights, trainable, tokens, stage.batch_size * activations)
+
+
+def _stage(
+    stage: StageSpec, model: AlignVLMForConditionalGeneration, visual: int, itemsize: int
+) -> StageEstimate:
+    sizes = stage_sizes(stage, model, visual)
+    # gradients and Adam's two moments
+    state = 3 * sum(sizes.trainable.values())
+    peak = itemsize * (sizes.weights + state + sizes.activations)
     return StageEstimate(
-        stage.name, stage.steps, stage.batch, trainable, tokens, round(peak / 2**30, 2)
+        stage.name, stage.steps, stage.batch, sizes.trainable, sizes.tokens, round(peak / 2**30, 2)
     )
 
 

@@ -23,6 +23,7 @@ from accelerate import PartialState
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PrinterCallback, set_seed
 from transformers.integrations import TensorBoardCallback
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from ..compose import compose, load_pretrained, load_tokenizer
 from ..config import AlignConfig
@@ -141,7 +142,8 @@ def train(
         processes.wait_for_everyone()
         return out
     except AlignVLMError:
-        if not any(path.is_dir() for path in work.iterdir()):  # nothing has begun
+        begun = not processes.is_main_process or any(path.is_dir() for path in work.iterdir())
+        if not begun:
             shutil.rmtree(work)
         raise
     except OSError as error:
@@ -197,6 +199,8 @@ def _stage_start(
 ) -> tuple[AlignVLMForConditionalGeneration, AlignVLMProcessor]:
     if number == 1:
         return build_model(recipe)
+    # the last stage's Trainer left word that models are to be loaded in DeepSpeed's pieces
+    unset_hf_deepspeed_config()
     previous = work / f"{number - 1:02d}-{recipe.stages[number - 2].name}" / "done"
     return load_pretrained(previous, torch.float32)
 
@@ -224,14 +228,19 @@ def _run_stage(
     counts = set_trainable(model, stage.train)
     model.config.vocab_loss_weight = stage.loss.vocab
     model.config.blank_loss_weight = stage.loss.blank
-    source: Source = build_mix(stage, seed)
+    processes = PartialState()
+    source: Source = build_mix(stage, seed, processes.num_processes)
     dataset = StageDataset(source, stage, processor, model, seed)
-    steps = stage.steps or math.ceil(len(dataset) / stage.batch)
+    samples = stage.batch * processes.num_processes
+    steps = stage.steps or math.ceil(len(dataset) / samples)
     trains = ", ".join(f"{part} {n / 1e6:.1f} M" for part, n in counts.items() if n)
     report(
-        f"stage {number}/{len(recipe.stages)} {stage.name}: {steps} steps of {stage.batch} "
+        f"stage {number}/{len(recipe.stages)} {stage.name}: {steps} steps of {samples} "
         f"samples; trains {trains}"
     )
+    if processes.is_main_process:
+        last_checkpoint(folder)  # removes broken ones before the others look
+    processes.wait_for_everyone()
     checkpoint = last_checkpoint(folder)
     if checkpoint is not None:
         report(f"  resuming at {checkpoint.name}")
@@ -242,13 +251,13 @@ def _run_stage(
         data_collator=Collator(processor.tokenizer.pad_token_id),
         rates=stage.train,
         losses=stage.loss,
-        callbacks=[
-            Losses(report if quiet else None),
-            TensorBoardCallback(SummaryWriter(str(folder / "tensorboard"))),
-        ],
+        callbacks=[Losses(report if quiet else None)],
     )
     trainer.remove_callback(PrinterCallback)  # it would print into a --json answer
-    probe = _probe(stage, seed)
+    if processes.is_main_process:
+        writer = SummaryWriter(str(folder / "tensorboard"))
+        trainer.add_callback(TensorBoardCallback(writer))
+    probe = _probe(stage, seed) if processes.is_main_process and not trainer.sharded else None
     if probe is not None and checkpoint is None:
         _report_probe("before", stage, model, processor, probe, report)
     start = time.perf_counter()
@@ -294,10 +303,11 @@ def _save_stage(
     model: Any, processor: Any, trainer: StageTrainer, stage: StageSpec, folder: Path
 ) -> None:
     """Write the stage's weights and losses, then make them visible under ``done`` at once."""
+    weights = trainer.whole_weights()
     if trainer.args.should_save:  # the first process alone
         partial = folder / "done.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        model.save_pretrained(partial)
+        model.save_pretrained(partial, state_dict=weights)
         processor.save_pretrained(partial)
         lines = [
             json.dumps({"stage": stage.name, **entry})

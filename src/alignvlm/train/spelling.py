@@ -75,6 +75,9 @@ class LineMaker:
         kind = rng.random()
         if kind < 0.6:
             text = self.lines[rng.integers(len(self.lines))]
+            if rng.random() < 0.5:  # words at the start of a line are split in other ways
+                words = text.split()
+                text = " ".join(words[int(rng.integers(len(words))) :][: rng.integers(1, 5)])
         elif kind < 0.9:
             text = "".join(self._word(rng) for _ in range(rng.integers(2, 12)))
         else:

@@ -31,6 +31,7 @@ from .recipe import (
 
 TELEMETRY_TILES = 2
 """Tiles on which the entropy of P_vocab is measured at each log."""
+PARTS_LOGGED = ("lm_loss", "vocab_text_loss", "vocab_blank_loss", "vocab_loss", "steps")
 PARTS = {"vision": "model.vision_model", "connector": "model.connector", "text": ""}
 """Where each part lives; ``text`` is everything else: the language model and its head."""
 
@@ -84,11 +85,11 @@ def build_source(spec: SourceSpec, seed: int) -> Source:
     return limit(source, spec.limit)
 
 
-def build_mix(stage: StageSpec, seed: int) -> Source:
-    """All of a stage's sources as one, long enough for its steps (or epochs)."""
+def build_mix(stage: StageSpec, seed: int, processes: int = 1) -> Source:
+    """All of a stage's sources as one, long enough for its steps (or epochs) on all processes."""
     sources = [build_source(spec, seed) for spec in stage.sources]
     if stage.steps is not None:
-        size = stage.steps * stage.batch
+        size = stage.steps * stage.batch * processes
     else:
         size = math.ceil((stage.epochs or 1) * sum(len(source) for source in sources))
     weights = [spec.weight for spec in stage.sources]
@@ -162,6 +163,23 @@ class StageTrainer(Trainer):
         self.seen_tiles: Tensor | None = None
         self.parts: dict[str, float] = {}
 
+    @property
+    def sharded(self) -> bool:
+        """Whether this process holds only its part of the weights."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    def whole_weights(self) -> dict[str, Tensor] | None:
+        """All weights on the first process, gathered if they are sharded; else ``None``: the
+        model has them. Every process must call it."""
+        if not self.sharded:
+            return None
+        weights = (
+            self.accelerator.get_state_dict(self.model_wrapped) or {}
+        )  # only the first has them
+        for tied in self.model.all_tied_weights_keys:  # gathered twice, and no longer one tensor
+            weights.pop(tied, None)
+        return weights
+
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """AdamW with a group for each learning rate; vectors do not decay."""
         if self.optimizer is None:
@@ -193,12 +211,15 @@ class StageTrainer(Trainer):
 
         Each loss is this micro-batch's share of the mean over the whole step, so that accumulating
         gradients equals one large batch. With ``num_items_in_batch`` the Trainer adds the shares
-        up; without, it divides by the accumulation steps, so they are multiplied here.
+        up; without, it divides by the accumulation steps, so they are multiplied here. Likewise
+        the gradients of several processes are averaged, so the shares are multiplied by their
+        number.
         """
         parts: dict[str, Tensor] = {}
         tiles = inputs.get("pixel_values")
         self.seen_tiles = None if tiles is None else tiles[:TELEMETRY_TILES]
         steps = getattr(self, "current_gradient_accumulation_steps", 1)
+        processes = self.accelerator.num_processes
         if self.lm_weight:
             outputs = model(
                 **inputs, skip_logits=True, use_cache=False, num_items_in_batch=num_items_in_batch
@@ -207,17 +228,16 @@ class StageTrainer(Trainer):
             if num_items_in_batch is None:
                 parts["lm_loss"] = outputs.lm_loss / steps
             elif self.args.average_tokens_across_devices:
-                parts["lm_loss"] = outputs.lm_loss * self.accelerator.num_processes
+                parts["lm_loss"] = outputs.lm_loss * processes
         else:
             outputs = model(
                 pixel_values=inputs["pixel_values"], vocab_targets=inputs["vocab_targets"]
             )
         if outputs.vocab_loss is not None:
             text, blank = self._cells(inputs["vocab_targets"])
-            parts["vocab_text_loss"] = outputs.vocab_text_loss * text / max(self.step_cells[0], 1)
-            parts["vocab_blank_loss"] = (
-                outputs.vocab_blank_loss * blank / max(self.step_cells[1], 1)
-            )
+            all_text, all_blank = (max(cells, 1) for cells in self.step_cells)
+            parts["vocab_text_loss"] = outputs.vocab_text_loss * text * processes / all_text
+            parts["vocab_blank_loss"] = outputs.vocab_blank_loss * blank * processes / all_blank
             weight = self.model.config.blank_loss_weight
             parts["vocab_loss"] = parts["vocab_text_loss"] + weight * parts["vocab_blank_loss"]
         for key, value in {**parts, "steps": torch.tensor(1 / steps)}.items():
@@ -230,10 +250,14 @@ class StageTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """The micro-batches of one step, whose text and blank cells are counted here."""
+        """The micro-batches of one step, whose text and blank cells on all processes are counted
+        here."""
         batches, items = super().get_batch_samples(*args, **kwargs)
         counts = [self._cells(b["vocab_targets"]) for b in batches if "vocab_targets" in b]
-        self.step_cells = [sum(kind) for kind in zip(*counts)] or [0, 0]
+        cells = torch.tensor([sum(kind) for kind in zip(*counts)] or [0, 0])
+        if self.vocab_weight:
+            cells = self.accelerator.reduce(cells.to(self.accelerator.device), "sum")
+        self.step_cells = cells.tolist()
         return batches, items
 
     def _cells(self, targets: Tensor) -> tuple[int, int]:
@@ -243,19 +267,28 @@ class StageTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the losses' parts since the last log."""
         if "loss" in logs:
-            steps = self.parts.pop("steps", 1.0)
-            logs.update({key: value / steps for key, value in self.parts.items()})
+            parts = self._parts_of_all()
+            steps = parts.pop("steps", 1.0)
+            logs.update({key: value / steps for key, value in parts.items()})
             self.parts.clear()
             logs.update(self._telemetry())
         super().log(logs, *args, **kwargs)
+
+    def _parts_of_all(self) -> dict[str, float]:
+        """The losses' parts, averaged over the processes; one without images has fewer."""
+        if self.accelerator.num_processes == 1:
+            return dict(self.parts)
+        found = [[self.parts.get(key, 0.0), float(key in self.parts)] for key in PARTS_LOGGED]
+        table = torch.tensor(found, device=self.accelerator.device)
+        table = self.accelerator.reduce(table, "mean").tolist()
+        return {key: mean for key, (mean, there) in zip(PARTS_LOGGED, table) if there}
 
     def _telemetry(self) -> dict[str, float]:
         """How sharp P_vocab is on tiles of the last step: a softmax connector that fails to learn
         shows it here first."""
         model = self.accelerator.unwrap_model(self.model)
         connector = model.model.connector
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # weights are not at hand
-        if self.seen_tiles is None or sharded or not isinstance(connector, AlignConnector):
+        if self.seen_tiles is None or self.sharded or not isinstance(connector, AlignConnector):
             return {}
         with torch.no_grad():
             measured = connector.telemetry(model.model.encode_tiles(self.seen_tiles))

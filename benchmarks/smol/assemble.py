@@ -1,0 +1,92 @@
+"""Put the parts together as ``models/smol``: what differs from public weights, in fp16."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModel
+
+from alignvlm.connectors import AlignConnector
+from alignvlm.hub import resolve
+from alignvlm.shipped import LORA, SETTINGS, WEIGHTS
+
+from .adapt import ALPHA, RANK
+from .common import BLANK, TEXT, arguments, load, load_tokenizer, new_parts
+
+FOLDER = Path("models/smol")
+VISION_KEYS = (
+    "model_type", "image_size", "patch_size", "cell_features", "pool_width", "alphabet",
+    "hidden_size", "speller_depth",
+)  # fmt: skip
+
+
+def find_blank(start: torch.Tensor, align: AlignConnector, blank_id: int) -> torch.Tensor:
+    """The feature of cells in which nothing was read: one that ALIGN takes for the blank."""
+    align.requires_grad_(False)
+    feature = start.detach().clone().requires_grad_()
+    target = torch.tensor([blank_id])
+    optimizer = torch.optim.Adam([feature], lr=0.05)
+    for _ in range(400):
+        result = align.mixture(align.hidden(feature[None]), None, target)
+        loss = (result.logsumexp - result.target_logits).sum()
+        if loss < 1e-4:
+            break
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    print(f"blank: {loss.item():.5f} nats")
+    return feature.detach()
+
+
+def main() -> None:
+    arguments(__doc__)
+    spelled, places, adapted = load("spell.pt"), load("localiser.pt"), load("lora.pt")
+    assert spelled and places and adapted, "run spell, locate and adapt first"
+    vision = AutoModel.from_pretrained(resolve("pp-ocr"))
+    vision.speller.load_state_dict(spelled["speller"])
+    vision.localiser.load_state_dict(places)
+    tokenizer = load_tokenizer()
+    _, connector = new_parts(spelled["align"]["token_ids"], tokenizer)
+    connector.load_state_dict(spelled["align"])
+    blank_id = tokenizer.convert_tokens_to_ids(BLANK)
+    vision.blank.data = find_blank(vision.blank, connector, blank_id)
+    tensors = {f"vision.{key}": value for key, value in vision.state_dict().items()}
+    align = {key: value for key, value in spelled["align"].items() if key != "w2.weight"}
+    tensors |= {f"connector.{key}": value for key, value in align.items()}
+    for key, a in adapted["lora"].items():
+        if "lora_A" in key:
+            name = key.removeprefix("base_model.model.model.").split(".lora_A")[0]
+            tensors[f"{LORA}{name}.a"] = a
+            b = adapted["lora"][key.replace("lora_A", "lora_B")]
+            tensors[f"{LORA}{name}.b"] = b * (ALPHA / RANK)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {
+            k: (v.half() if v.is_floating_point() else v.int()).contiguous()
+            for k, v in tensors.items()
+        },
+        FOLDER / WEIGHTS,
+    )
+    config = vision.config.to_dict()
+    settings = {
+        "text": TEXT,
+        "vision": {**{key: config[key] for key in VISION_KEYS}, "leading_space": True},
+        "connector": {
+            "type": "align", "init": "lm_head", "gamma": 6.0,
+            "kept_tokens": len(align["token_ids"]),
+        },
+        "tiling": {"max_tiles": 144},
+        "options": {"blank_threshold": 0.5, "blank_token": BLANK},
+    }  # fmt: skip
+    text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+    (FOLDER / SETTINGS).write_text(text, "utf-8")
+    size = (FOLDER / WEIGHTS).stat().st_size / 2**20
+    print(f"{FOLDER}: {size:.1f} MiB, {sum(t.numel() for t in tensors.values()):,} numbers")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
