@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -136,17 +136,24 @@ ENVIRONMENT = {
 }  # fmt: skip
 
 
+def kill(process: subprocess.Popen) -> None:
+    """End torchrun and what it started, which would outlive it, without warning."""
+    if process.poll() is None:
+        parent = psutil.Process(process.pid)
+        for one_process in [parent, *parent.children(recursive=True)]:
+            one_process.kill()
+        process.communicate()
+
+
 def run_two(kind: str, recipe: Path, out: Path, *more: str) -> str:
     process = subprocess.Popen(
-        [*command(kind, recipe, out), *more], env=ENVIRONMENT, start_new_session=True,
+        [*command(kind, recipe, out), *more], env=ENVIRONMENT,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         said, complained = process.communicate(timeout=300)
     finally:
-        if process.poll() is None:  # torchrun's children outlive it
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+        kill(process)
     assert process.returncode == 0, complained[-4000:]
     return said
 
@@ -211,7 +218,7 @@ def test_a_killed_run_of_two_resumes(one, tmp_path):
     out = tmp_path / "two"
     stage = tmp_path / "two.training" / "01-mixed"
     process = subprocess.Popen(
-        command("fsdp2", recipe, out), env=ENVIRONMENT, start_new_session=True,
+        command("fsdp2", recipe, out), env=ENVIRONMENT,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
@@ -220,8 +227,7 @@ def test_a_killed_run_of_two_resumes(one, tmp_path):
             assert process.poll() is None and time.monotonic() < end, "no checkpoint came"
             time.sleep(0.002)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        kill(process)
     assert not out.exists()
     assert "resuming at checkpoint-" in run_two("fsdp2", recipe, out, "--resume")
     assert_same(out, expected)
