@@ -76,7 +76,7 @@ def test_from_pdf_to_reading(run, pdfs, tiny_model_dir, tmp_path):
     code, out, err = run("data", "from-pdf", pdfs, "--out", "made", "--dpi", 72)
     assert (code, err) == (0, "")
     assert out.splitlines() == [
-        "skipped broken.pdf: not a PDF, or damaged, or without pages",
+        "skipped broken.pdf: not a PDF, or damaged",
         "made/records.jsonl: 1 pages with 4 words from 1 of 2 files",
     ]
     assert JsonlSource("made/records.jsonl").check(images=True) == 1
