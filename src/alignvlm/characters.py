@@ -19,6 +19,8 @@ GAP_EMS = 2.5
 """A wider gap ends a run of characters."""
 SAME_LINE_EMS = 0.45
 """Readings whose lines are nearer than this are of one line."""
+EVEN = 0.4
+"""Probability at which a character speaks neither for nor against a reading of its line."""
 LEAST_MEAN = 0.5
 """A run of characters whose mean probability is lower is no text."""
 
@@ -100,11 +102,12 @@ def find_lines(found: Emissions, placed: Placed, space: int) -> list[Line]:
     if not len(visible):
         return []
     runs = _runs(row[visible], placed.x[visible], placed.y[visible], placed.em[visible])
-    readings = [_reading(visible[run], sure, placed, row) for run in runs]
-    readings.sort(key=lambda reading: -reading[0])
+    readings = [visible[run] for run in runs]
+    # characters that are surely read count for a reading, others against it
+    readings.sort(key=lambda members: -float((sure[members] - EVEN).sum()))
     taken: list[tuple[float, float, float, float]] = []  # left, right, y, em
     lines: list[Line] = []
-    for _, members in readings:
+    for members in readings:
         for piece in _uncovered(members, placed, taken):
             if sure[piece].mean() < LEAST_MEAN:
                 continue
@@ -122,13 +125,6 @@ def _runs(
     apart = (row[1:] != row[:-1]) | (x[1:] - x[:-1] > GAP_EMS * em[1:])
     apart |= np.abs(y[1:] - y[:-1]) > SAME_LINE_EMS * np.minimum(em[1:], em[:-1])
     return np.split(np.arange(len(row)), np.flatnonzero(apart) + 1)
-
-
-def _reading(
-    members: NDArray[np.int64], sure: NDArray[np.float32], placed: Placed, row: NDArray[np.int64]
-) -> tuple[float, NDArray[np.int64]]:
-    """A score, the higher the better: characters that are surely read count."""
-    return float((sure[members] - 0.4).sum()), members
 
 
 def _uncovered(

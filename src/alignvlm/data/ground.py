@@ -18,12 +18,10 @@ from torch import Tensor
 
 from ..config import AlignVLMConfig
 from ..errors import ConfigError
+from ..line_reader import MAX_SHIFT
 from ..losses import IGNORE
 from ..tiling import Grid, fit_scale
 from .render import X_MIDDLE, Word
-
-MAX_SHIFT = 2
-"""Cells a token may move right when the cell it starts in is taken."""
 
 
 class GroundTruth(NamedTuple):
