@@ -13,7 +13,7 @@ from transformers import AutoModel
 from alignvlm.characters import Emissions, Placed, emissions, find_lines
 from alignvlm.errors import ConfigError
 from alignvlm.line_reader import ALPHABET, LineReaderConfig, LineReaderModel, _arrange
-from alignvlm.speller import AFTER, BEFORE, Speller
+from alignvlm.speller import AFTER, BEFORE, Speller, chain, start_probabilities
 
 TINY = {"image_size": [40, 80], "hidden_size": 16, "speller_depth": 1}
 SPACE = ALPHABET.index(" ")
@@ -24,7 +24,7 @@ def eager(model: LineReaderModel) -> LineReaderModel:
     with torch.no_grad():
         model.characters.weight.mul_(20)
         model.characters.bias[0] = -5
-        model.speller.start.bias.fill_(3)
+        model.speller.length.bias[1] += 3
     return model
 
 
@@ -130,12 +130,48 @@ def test_what_a_better_reading_does_not_cover_is_kept() -> None:
 
 def test_starts_take_cells_as_targets_do() -> None:
     places = [(0, 1.2), (0, 1.7), (0, 1.9), (0, 3.0), (1, 5.9)]
-    starts = np.array([2.0, 3.0, -1.0, 4.0, 1.0])
-    chosen, cells = _arrange(places, starts, (2, 6), 0.0)
+    starts, likely = np.array([1, 1, 0, 1, 1], bool), np.array([1, 1, 1, 0, 0], bool)
+    chosen, cells = _arrange(places, starts, starts, (2, 6))
     assert dict(zip(chosen, cells)) == {0: 1, 1: 2, 3: 3, 4: 11}
-    chosen, _ = _arrange(places, starts, (2, 6), -2.0)
+    chosen, _ = _arrange(places, starts, likely, (2, 6))
     assert 2 not in chosen  # its own cell is taken
-    assert set(_arrange(places, starts - 10, (2, 6), -9.0)[0]) == {0, 3, 4}
+    chosen, cells = _arrange(places, starts & ~likely, likely, (2, 6))
+    assert dict(zip(chosen, cells)) == {0: 1, 3: 3, 4: 11}  # 1 and 2 stand where 0 does
+
+
+def test_tokens_stand_end_to_end() -> None:
+    assert chain([3, 1, 2, 0, 2, 1]) == [0, 4]
+    assert chain([0, 0, 1]) == [2]
+    assert chain([9, 1]) == [0]  # a token may reach beyond the line
+    assert chain([]) == []
+
+
+def test_start_probabilities_are_those_of_all_chains() -> None:
+    """Against all ways to cut a line, written out."""
+    torch.manual_seed(0)
+    lengths = 2 * torch.randn(5, 1 + AFTER, dtype=torch.float64)
+    p = lengths.softmax(-1)
+    expected = torch.zeros(5, dtype=torch.float64)
+
+    def walk(at: int, mass: torch.Tensor) -> None:
+        if at >= 5:
+            return
+        expected[at] += mass * (1 - p[at, 0])
+        for k in range(1 + AFTER):
+            walk(at + max(k, 1), mass * p[at, k])
+
+    walk(0, torch.ones((), dtype=torch.float64))
+    torch.testing.assert_close(start_probabilities(lengths), expected)
+    sure = torch.full((4, 1 + AFTER), -1e4)
+    sure[range(4), [2, 1, 0, 3]] = 1e4
+    assert start_probabilities(sure).tolist() == [1, 0, 0, 1]
+
+
+def test_where_a_token_starts_is_learnt_through_the_gate() -> None:
+    model = eager(LineReaderModel(LineReaderConfig(**TINY))).train()
+    model(torch.randn(1, 3, 40, 80)).last_hidden_state.sum().backward()
+    gradient = model.speller.length.weight.grad
+    assert gradient is not None and gradient.any()
 
 
 def test_the_speller_sees_a_window_and_nothing_beyond() -> None:

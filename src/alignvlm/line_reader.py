@@ -6,11 +6,10 @@
          ──lines, each once──▶ speller ──▶ a feature in the cell where a token starts
 
 :mod:`.recogniser` sees characters in every row of the page, :mod:`.characters` keeps each line
-once,
-:mod:`.speller` says which tokens of the language model they spell. ALIGN turns its features into
-P_vocab. Which characters are kept and where their features stand is discrete; the features
-themselves are differentiable from P_vocab down to the pixels. Cells in which no character stands
-have one learned feature, *blank*.
+once, :mod:`.speller` says which tokens of the language model they spell. ALIGN turns its features
+into P_vocab. Which characters are kept and where their features stand is discrete; the features
+themselves are differentiable from P_vocab down to the pixels. Cells in which no token starts have
+one learned feature, *blank*.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
@@ -29,7 +29,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from .characters import Emissions, Line, Placed, emissions, find_lines
 from .errors import ConfigError
 from .recogniser import COLUMN_STRIDE, NECK, ROW_STRIDE, STAGES, Backbone, Neck
-from .speller import Speller
+from .speller import Speller, chain, start_probabilities
 
 PRETRAINED = ("backbone.", "neck.", "characters.")
 """Where the converted weights go; everything else of a new encoder is initialised."""
@@ -40,8 +40,8 @@ WORD_GAP_EMS = 1.7
 """Left edges of neighbours further apart than this have a space between them, seen or not."""
 MAX_SHIFT = 2
 """Cells a token may move right when the cell it starts in is taken."""
-START_PRIOR = -2.0
-"""Log-odds above which a character gets a cell in training, to learn whether a token starts."""
+START_PRIOR = 0.12
+"""Probability above which a character gets a cell in training, to learn whether a token starts."""
 
 
 class LineReaderConfig(PreTrainedConfig):
@@ -60,7 +60,6 @@ class LineReaderConfig(PreTrainedConfig):
         alphabet: the characters that can be told apart.
         hidden_size: channels of the output.
         speller_depth: perceptrons of the speller.
-        leading_space: spell each line as if a space stood before it: most words are one token then.
 
     Raises:
         ConfigError: a tile is not a whole number of cells.
@@ -77,7 +76,6 @@ class LineReaderConfig(PreTrainedConfig):
         alphabet: str = ALPHABET,
         hidden_size: int = 512,
         speller_depth: int = 3,
-        leading_space: bool = False,
         **kwargs: Any,
     ) -> None:
         self.image_size = _pair(image_size)
@@ -87,7 +85,6 @@ class LineReaderConfig(PreTrainedConfig):
         self.alphabet = alphabet
         self.hidden_size = hidden_size
         self.speller_depth = speller_depth
-        self.leading_space = leading_space
         if any(size % cell for size, cell in zip(self.image_size, self.patch_size, strict=True)):
             raise ConfigError(
                 f"vision encoder: a tile of {self.image_size} px is not a whole number of cells of "
@@ -250,7 +247,11 @@ class LineReaderModel(PreTrainedModel):
         probabilities: Tensor,
         size: tuple[int, int],
     ) -> tuple[Int[Tensor, "n"], Float[Tensor, "n d"]]:
-        """Cells of the page and the features that belong there."""
+        """Cells of the page and the features that belong there.
+
+        A line is spelled as if a space stood before it, as :mod:`alignvlm.data.ground` does: most
+        words are one token then.
+        """
         high, wide = self.config.patch_size
         device = probabilities.device
         soft = probabilities[found.row, found.column, 1:]
@@ -265,26 +266,33 @@ class LineReaderModel(PreTrainedModel):
         windows, places = [], []
         for row, members in sorted(rows.items()):
             order, x = _read(members, placed, kinds, self.space)
-            chars = soft[torch.from_numpy(order).to(device)]
-            if self.config.leading_space:
-                chars = torch.cat([soft[-1:], chars])
-            windows.append(self.speller.windows(chars)[len(chars) - len(order) :])
-            places += [(row, edge / wide) for edge in x]
+            chars = soft[torch.from_numpy(np.append(-1, order)).to(device)]
+            windows.append(self.speller.windows(chars)[1:])
+            places.append([(row, edge / wide) for edge in x])
         if not windows:
             return torch.zeros(0, dtype=torch.long, device=device), soft.new_zeros(
                 0, len(self.blank)
             )
-        seen = torch.cat(windows)
-        starts = self.speller.starts(seen)
-        least = START_PRIOR if self.training else 0.0
-        chosen, cells = _arrange(places, starts.detach().float().cpu().numpy(), size, least)
+        features = self.speller.features(torch.cat(windows))
+        lengths = self.speller.lengths(features).float()
+        sizes = [len(row) for row in places]
+        starts = np.zeros(sum(sizes), bool)
+        for at, row in zip(np.cumsum([0, *sizes]), lengths.argmax(-1).split(sizes)):
+            starts[at + np.array(chain(row.tolist()), np.int64)] = True
+        likely, gates = starts, None
+        if torch.is_grad_enabled():
+            gates = torch.cat([start_probabilities(row) for row in lengths.split(sizes)])
+            likely = gates.detach().cpu().numpy() > START_PRIOR
+        chosen, cells = _arrange([place for row in places for place in row], starts, likely, size)
         index = torch.tensor(chosen, device=device, dtype=torch.long)
-        soft_gate = starts[index].sigmoid()[:, None]
-        # a start or none; gradients flow as if it were a mixture
-        gate = (soft_gate > 0.5) + soft_gate - soft_gate.detach()
-        features = self.speller.features(seen[index])
-        mixed = gate * features + (1 - gate) * self.blank
-        return torch.tensor(cells, device=device, dtype=torch.long), mixed
+        values = features[index]
+        if gates is not None:
+            hard = torch.from_numpy(starts).to(features)[index, None]
+            soft_gate = gates[index, None].to(features)
+            # a start or none; gradients flow as if it were a mixture
+            gate = hard + soft_gate - soft_gate.detach()
+            values = gate * values + (1 - gate) * self.blank
+        return torch.tensor(cells, device=device, dtype=torch.long), values
 
 
 def _grids(image_grids: Tensor) -> list[tuple[int, int]]:
@@ -337,24 +345,26 @@ def _read(
 
 
 def _arrange(
-    places: list[tuple[int, float]], starts: np.ndarray, size: tuple[int, int], least: float
+    places: list[tuple[int, float]],
+    starts: NDArray[np.bool_],
+    likely: NDArray[np.bool_],
+    size: tuple[int, int],
 ) -> tuple[list[int], list[int]]:
     """Which characters get a cell, and which: starts of tokens first, as the targets are laid.
 
-    A start whose cell is taken moves right; other characters stand in their own cell if it is free,
-    so that P_vocab can say that a token starts there after all.
+    A start whose cell is taken moves right. In training other characters where a token may well
+    start (``likely``) stand in their own cell if it is free, so that P_vocab can say that one does.
     """
     cols = size[1]
     taken: dict[int, int] = {}
-    for likely in (True, False):
-        for index, (row, x) in enumerate(places):
-            if (starts[index] > 0) != likely or starts[index] < least:
-                continue
+    for chosen, shifts in ((starts, MAX_SHIFT + 1), (likely & ~starts, 1)):
+        for index in np.flatnonzero(chosen):
+            row, x = places[index]
             col = min(max(int(x + 0.05), 0), cols - 1)
-            for shift in range(MAX_SHIFT + 1 if likely else 1):
+            for shift in range(shifts):
                 cell = row * cols + col + shift
                 if col + shift < cols and cell not in taken:
-                    taken[cell] = index
+                    taken[cell] = int(index)
                     break
     return list(taken.values()), list(taken)
 

@@ -17,6 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .config import AlignVLMConfig
 from .connectors import AlignConnector, Connector, build_connector
+from .connectors.align import distinct
 from .dropping import Compact, kept_positions
 from .errors import AlignVLMError, ConfigError
 from .losses import VocabLoss, combine, vocab_loss
@@ -102,7 +103,7 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         layer = self.config.vision_feature_layer
         if layer != -1:
             kwargs["output_hidden_states"] = True
-        if image_grids is not None and getattr(self.vision_model, "reads_pages", False):
+        if image_grids is not None and self._reads_pages:
             kwargs["image_grids"] = image_grids
         dtype = next(self.vision_model.parameters()).dtype
         output = self.vision_model(pixel_values.to(dtype), **kwargs)
@@ -119,6 +120,11 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
                 f"for tiles of {height}x{width} px"
             )
         return features
+
+    @property
+    def _reads_pages(self) -> bool:
+        """Whether the encoder reads a page's tiles together and has one feature for blank cells."""
+        return getattr(self.vision_model, "reads_pages", False)
 
     def assemble(
         self, tokens: Float[Tensor, "tiles n d"], image_grids: Int[Tensor, "images 3"]
@@ -247,6 +253,16 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         if targets is None and config.blank_threshold is None:
             return self.connector(features, self.text_embedding()), None, None
         align = self._align()
+        if targets is None and self._reads_pages and not torch.is_grad_enabled():
+            features, index = distinct(features.flatten(1, 2))
+            tokens, _, blank = self._mixture(align, features[None, :, None], None)
+            return tokens[0][index], None, None if blank is None else blank[0][index]
+        return self._mixture(align, features, targets)
+
+    def _mixture(
+        self, align: AlignConnector, features: Tensor, targets: Tensor | None
+    ) -> tuple[Tensor, VocabLoss | None, Tensor | None]:
+        config = self.config
         hidden = align.hidden(features).flatten(1, 2)
         asked = torch.full((*hidden.shape[:2], 2), -1, device=hidden.device)
         if targets is not None:

@@ -1,20 +1,24 @@
 """From characters to the tokens they spell: the part of a page encoder that knows no pixels.
 
-A text line is a sequence of *soft characters*, distributions over an alphabet. The speller says at
-each character whether a token of the language model starts there, and gives a feature from which
-ALIGN tells which. It looks at a window of characters and at nothing else, so it can be trained on
-plain text, a thousand tokens a second, before it sees a page (:mod:`alignvlm.train.spelling`).
+A text line is a sequence of *soft characters*, distributions over an alphabet. At each character
+the speller says how long the token is that would start there, and gives a feature from which ALIGN
+tells which. Where tokens do start follows: each begins where the one before it ends, so whatever
+the speller takes for a token, no character is left out. It looks at a window of characters and at
+nothing else, so it can be trained on plain text, a thousand tokens a second, before it sees a page
+(:mod:`alignvlm.train.spelling`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 BEFORE, AFTER = 8, 16
-"""Characters seen before a character, and from it on (itself included)."""
-START_WIDTH = 512
+"""Characters seen before a character, and from it on (itself included); tokens are no longer."""
 
 
 class Perceptron(nn.Module):
@@ -31,7 +35,7 @@ class Perceptron(nn.Module):
 
 
 class Speller(nn.Module):
-    """Soft characters ``[L, alphabet]`` to features ``[L, width]`` and start logits ``[L]``.
+    """Soft characters ``[L, alphabet]`` to features ``[L, width]`` and lengths of tokens.
 
     Args:
         alphabet: characters that can be told apart.
@@ -44,21 +48,54 @@ class Speller(nn.Module):
         super().__init__()
         window = (BEFORE + AFTER) * char_width
         self.embed = nn.Linear(alphabet, char_width, bias=False)
-        self.start_hidden = nn.Linear(window, START_WIDTH)
-        self.start = nn.Linear(START_WIDTH, 1)
         self.window = nn.Linear(window, width)
         self.blocks = nn.Sequential(*(Perceptron(width) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
+        self.length = nn.Linear(width, 1 + AFTER)
 
     def windows(self, chars: Float[Tensor, "*b l alphabet"]) -> Float[Tensor, "*b l window"]:
         """Embedded characters around each character; zeros beyond the ends of the line."""
         x = F.pad(self.embed(chars), (0, 0, BEFORE, AFTER - 1))
         return x.unfold(-2, BEFORE + AFTER, 1).transpose(-1, -2).flatten(-2)
 
-    def starts(self, windows: Float[Tensor, "*n window"]) -> Float[Tensor, "*n"]:
-        """Log-odds that a token starts at each character."""
-        return self.start(F.gelu(self.start_hidden(windows)))[..., 0]
-
     def features(self, windows: Float[Tensor, "*n window"]) -> Float[Tensor, "*n width"]:
         """What starts at each character, for ALIGN."""
         return self.norm(self.blocks(self.window(windows)))
+
+    def lengths(self, features: Float[Tensor, "*n width"]) -> Float[Tensor, "*n length"]:
+        """Logits of the number of characters of the token that starts, if one starts there.
+
+        0: none does, the character (a space) belongs to the token after it.
+        """
+        return self.length(features)
+
+
+def chain(lengths: Sequence[int]) -> list[int]:
+    """Where tokens start in a line whose characters have these lengths: end to end from the left.
+
+    >>> chain([3, 1, 2, 0, 2, 1])
+    [0, 4]
+    """
+    starts, at = [], 0
+    while at < len(lengths):
+        if lengths[at] > 0:
+            starts.append(at)
+        at += max(int(lengths[at]), 1)
+    return starts
+
+
+def start_probabilities(lengths: Float[Tensor, "l length"]) -> Float[Tensor, "l"]:
+    """Probability that a token starts at each character of a line, given logits of lengths.
+
+    The chain with every length at once: ``reached[j] = Σ_k reached[j - k] p[j - k, k]``.
+    Differentiable; :func:`chain` follows the likeliest lengths.
+    """
+    p = lengths.softmax(-1)
+    # no token and a token of one character both lead to the next one
+    steps = torch.cat([p[:, 0:1] + p[:, 1:2], p[:, 2:]], 1)
+    ahead = F.pad(steps.new_ones(1), (0, AFTER - 1))  # mass that arrives here, one further, ...
+    reached = []
+    for step in steps:
+        reached.append(ahead[0])
+        ahead = F.pad(ahead[1:], (0, 1)) + ahead[0] * step
+    return torch.stack(reached) * (1 - p[:, 0])

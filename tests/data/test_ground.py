@@ -62,22 +62,28 @@ def test_tokens_start_at_their_first_visible_character(tokenizer):
     words = [word("The", 4), word("total", 50), word("42", 120)]
     starts = token_starts(words, tokenizer)
     pieces = tokenizer.convert_ids_to_tokens([token for token, _, _ in starts])
-    assert "".join(pieces) == "TheĠtotalĠ42"
+    assert "".join(pieces) == "ĠTheĠtotalĠ42"  # as if a space stood before the line
     # digits are single tokens, so each has its own place, and its space a token of its own
     assert pieces[-3:] == ["Ġ", "4", "2"]
     assert [x for _, x, _ in starts[-3:]] == [100, 120, 130]
     assert all(y == 10 for _, _, y in starts)
     place = {piece: x for piece, (_, x, _) in zip(pieces, starts, strict=True)}
-    assert place["The"] == 4
+    assert place["ĠThe"] == 4
     assert place["Ġtotal"] == 50  # not at the space before it
 
 
 def test_each_line_is_tokenized_apart(tokenizer):
     words = [word("The", 0), word("total", 40), word("is", 0, 30, line=1)]
     starts = token_starts(words, tokenizer)
-    lines = [tokenizer.encode(text, add_special_tokens=False) for text in ("The total", "is")]
+    lines = [tokenizer.encode(text, add_special_tokens=False) for text in (" The total", " is")]
     assert [token for token, _, _ in starts] == lines[0] + lines[1]
     assert starts[-1][1:] == (0, 40)
+
+
+def test_a_line_of_digits_has_no_space_before_it(tokenizer):
+    starts = token_starts([word("42", 30)], tokenizer)
+    assert tokenizer.convert_ids_to_tokens([token for token, _, _ in starts]) == ["4", "2"]
+    assert [x for _, x, _ in starts] == [30, 40]
 
 
 def test_words_of_a_line_need_not_be_together(tokenizer):

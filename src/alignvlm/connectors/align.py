@@ -40,6 +40,16 @@ class VocabTelemetry(NamedTuple):
     top_probability: float
 
 
+def distinct(features: Float[Tensor, "*n d"]) -> tuple[Float[Tensor, "m d"], Int[Tensor, "*n"]]:
+    """The different vectors among ``features``, and which of them each one is.
+
+    Encoders that read whole pages give the many blank cells of a page one feature; its P_vocab,
+    thousands of products, is then computed once. Exact: equal means bitwise equal.
+    """
+    rows, index = torch.unique(features.flatten(0, -2), dim=0, return_inverse=True)
+    return rows, index.view(features.shape[:-1])
+
+
 class AlignConnector(Connector):
     """ALIGN, Eq. 1-2 of arXiv 2502.01341.
 
@@ -352,19 +362,18 @@ class AlignConnector(Connector):
         self, features: Float[Tensor, "*n d_vision"], k: int
     ) -> tuple[Float[Tensor, "*n k"], Int[Tensor, "*n k"]]:
         """Probabilities and language-model ids of the ``k`` most probable tokens, best first."""
-        shape = (*features.shape[:-1], min(k, self.w2.out_features))
-        hidden = self.hidden(features).flatten(0, -2)
+        rows, index = distinct(features)
         probabilities, ids = [], []
-        for logits in self._blocks(hidden):
-            best = torch.softmax(logits, dim=-1).topk(shape[-1], dim=-1)
+        for logits in self._blocks(self.hidden(rows)):
+            best = torch.softmax(logits, dim=-1).topk(min(k, self.w2.out_features), dim=-1)
             probabilities.append(best.values)
             ids.append(best.indices if self.token_ids is None else self.token_ids[best.indices])
-        return torch.cat(probabilities).view(shape), torch.cat(ids).view(shape)
+        return torch.cat(probabilities)[index], torch.cat(ids)[index]
 
     @torch.no_grad()
     def entropy(self, features: Float[Tensor, "*n d_vision"]) -> Float[Tensor, "*n"]:
         """Entropy of P_vocab for each visual token, nats."""
-        return self._entropy_and_top(features)[0].view(features.shape[:-1])
+        return self._entropy_and_top(features)[0]
 
     @torch.no_grad()
     def telemetry(self, features: Float[Tensor, "*n d_vision"]) -> VocabTelemetry:
@@ -373,13 +382,13 @@ class AlignConnector(Connector):
         return VocabTelemetry(entropy.mean().item(), entropy.exp().mean().item(), top.mean().item())
 
     def _entropy_and_top(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = self.hidden(features).flatten(0, -2)
+        rows, index = distinct(features)
         entropy, top = [], []
-        for logits in self._blocks(hidden):
+        for logits in self._blocks(self.hidden(rows)):
             log_p = torch.log_softmax(logits, dim=-1)
             entropy.append(-(log_p.exp() * log_p).sum(-1))
             top.append(log_p.amax(-1).exp())
-        return torch.cat(entropy), torch.cat(top)
+        return torch.cat(entropy)[index], torch.cat(top)[index]
 
     def _logits(self, hidden: Tensor) -> Tensor:
         x, norm = self._op(hidden)

@@ -100,8 +100,10 @@ def line_middles(words: Sequence[Word]) -> dict[int, float]:
 def token_starts(words: Sequence[Word], tokenizer: Any) -> list[tuple[int, float, float]]:
     """Each token of the page's lines with the place of its first visible character.
 
-    A line is tokenized as a whole, so a word carries the space before it as the language model
-    expects. A token that is only a space sits in the gap where the space is.
+    A line is tokenized as a whole and as if a space stood before it: every word carries the space
+    before it, as the language model knows it from running text, and most words are one token. A
+    token that is only a space sits in the gap where the space is; at the start of a line there is
+    none.
 
     Returns:
         ``(token id, x, y)`` in px of the page image; y is the middle of the line.
@@ -118,19 +120,19 @@ def token_starts(words: Sequence[Word], tokenizer: Any) -> list[tuple[int, float
             encoded["input_ids"], encoded["offset_mapping"], strict=True
         ):
             visible = next((i for i in range(begin, end) if not text[i].isspace()), begin)
+            if visible == 0:  # a bare space before the line
+                continue
             starts.append((token, places[visible], middles[number]))
     return starts
 
 
 def _line_text(line: list[Word]) -> tuple[str, list[float]]:
-    """The line's text, words joined by one space, and the left edge of each of its characters."""
+    """The line's text, a space before each word, and the left edge of each of its characters."""
     text, places, previous_right = "", list[float](), 0.0
     for word in line:
-        if text:
-            text += " "
-            # a space sits where the previous word ends
-            places.append(previous_right)
-        text += word.text
+        # a space sits where the previous word ends
+        text += " " + word.text
+        places.append(previous_right)
         places += word.char_x[: len(word.text)]
         previous_right = word.box[2]
     return text, places

@@ -2,22 +2,30 @@
 
 No page is drawn: lines of text become soft characters, blurred and now and then wrong as a
 recogniser's are, and the loss is that of grounded alignment: the token that starts at a character,
-or none. It trains about a hundred times more tokens a second than pages do.
+and how long it is. Some characters inside tokens are asked about too, as if the text began there:
+a byte-pair tokenizer spells the rest of a word in the same way wherever it was cut before, so a
+speller that took one wrong token goes on with right ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..connectors import AlignConnector
 from ..ops.statistics import cached_vocab_stats
-from ..speller import Speller
+from ..speller import AFTER, Speller, chain
+
+Labels = NDArray[np.int64]
+REMEMBERED = 500_000
+"""Rests of words whose first token is remembered."""
 
 LOOKALIKES = (
     "0Oo", "1lI|i!", "5S", "8B", "2Z", "6b", "gq9", "cCeo", "vV", "wW", "xX", "sS", "uUv", "kK",
@@ -31,13 +39,18 @@ class Lines(NamedTuple):
 
     Attributes:
         chars: soft characters, float32 ``[B, L, alphabet]``; zeros beyond a line's end.
-        starts: 1 where a token starts, 0 where none does, -1 beyond the end; int64 ``[B, L]``.
-        targets: row of P_vocab of the token that starts, -1 where none does or it is not kept.
+        lengths: characters of the token that starts, 0 where none does; -1: not asked; int64
+            ``[B, L]``.
+        targets: row of P_vocab of the token that starts; -1: none, not kept, or not asked.
+        starts: where the tokenizer's own tokens start, bool ``[B, L]``.
+        texts: the lines.
     """
 
     chars: Tensor
-    starts: Tensor
+    lengths: Tensor
     targets: Tensor
+    starts: Tensor
+    texts: list[str]
 
 
 class LineMaker:
@@ -59,6 +72,7 @@ class LineMaker:
         self.row = np.full(len(tokenizer), -1)
         self.row[token_ids.numpy()] = np.arange(len(token_ids))
         self.blank_id, self.alphabet = blank_id, alphabet
+        self.first: dict[str, tuple[int, int]] = {}  # text to its first token's length and row
         texts = tokenizer.batch_decode(token_ids[:, None])
         usable = [t for t in texts if len(t.strip()) > 1 and set(t) <= self.index.keys()]
         self.words = [t for t in usable if t.startswith(" ")]
@@ -108,46 +122,73 @@ class LineMaker:
             letters = letters[-26:] if kind < 0.55 else letters[-58:-32]
         return "".join(letters[i] for i in rng.integers(0, len(letters), size))
 
-    def batch(self, size: int, seed: Sequence[int]) -> Lines:
-        """``size`` lines; the same for the same ``seed``."""
+    def batch(self, size: int, seed: Sequence[int], inside: float = 0.25) -> Lines:
+        """``size`` lines, a space before each; the same for the same ``seed``.
+
+        Args:
+            inside: share of the characters inside tokens that are asked about.
+        """
         rng = np.random.default_rng(seed)
-        texts = [t for t in (self.text(rng) for _ in range(size)) if t]
+        texts = [" " + text for text in (self.text(rng) for _ in range(size)) if text]
         encoded = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-        rows = [
-            self._spoil(rng, *self._labels(text, ids, offsets))
-            for text, ids, offsets in zip(
-                texts, encoded["input_ids"], encoded["offset_mapping"], strict=True
-            )
-        ]
-        longest = max(len(chars) for chars, _, _ in rows)
+        rows = []
+        for text, ids, offsets in zip(
+            texts, encoded["input_ids"], encoded["offset_mapping"], strict=True
+        ):
+            labels = self._labels(text, ids, offsets)
+            self._ask_inside(text, labels, rng, inside)
+            rows.append(self._spoil(rng, labels))
+        longest = max(len(soft) for soft, _ in rows)
         chars = torch.zeros(len(rows), longest, len(self.index))
-        starts = torch.full((len(rows), longest), -1)
-        targets = torch.full((len(rows), longest), -1)
-        for row, (soft, start, target) in enumerate(rows):
+        marks = torch.full((3, len(rows), longest), -1)
+        for row, (soft, labels) in enumerate(rows):
             chars[row, : len(soft)] = torch.from_numpy(soft)
-            starts[row, : len(soft)] = torch.from_numpy(start)
-            targets[row, : len(soft)] = torch.from_numpy(target)
-        return Lines(chars, starts, targets)
+            marks[:, row, : len(soft)] = torch.from_numpy(labels[1:])
+        return Lines(chars, marks[0], marks[1], marks[2] == 1, texts)
 
-    def _labels(
-        self, text: str, ids: list[int], offsets: list[tuple[int, int]]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        chars = np.array([self.index[c] for c in text])
-        start, target = np.zeros(len(text), np.int64), np.full(len(text), -1)
+    def _labels(self, text: str, ids: list[int], offsets: list[tuple[int, int]]) -> Labels:
+        """``[4, L]``: character, length, target, starts; spaces inside a token have length 0."""
+        labels = np.full((4, len(text)), -1)
+        labels[0] = [self.index[c] for c in text]
+        labels[1, [c == " " for c in text]] = 0
+        labels[3] = 0
         for token, (begin, end) in zip(ids, offsets, strict=True):
-            if token == self.blank_id:
-                continue
             at = next((i for i in range(begin, end) if text[i] != " "), begin)
-            start[at], target[at] = 1, self.row[token]
-        return chars, start, target
+            if token != self.blank_id and at > 0 and not labels[3, at]:
+                labels[1:, at] = end - at, self.row[token], 1
+        labels[1:3, 0] = -1  # the space before the line is there to be seen
+        return labels
 
-    def _spoil(
-        self, rng: np.random.Generator, chars: np.ndarray, start: np.ndarray, target: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _ask_inside(
+        self, text: str, labels: Labels, rng: np.random.Generator, share: float
+    ) -> None:
+        """Fill in what would start at some characters inside tokens."""
+        unasked = np.flatnonzero((labels[1] < 0) & (rng.random(len(text)) < share))
+        places = [int(at) for at in unasked if at > 0]
+        rests = [text[at:].split(" ", 1)[0][: 2 * AFTER] for at in places]
+        unknown = sorted(set(rests) - self.first.keys())
+        if unknown:
+            if len(self.first) > REMEMBERED:
+                self.first.clear()
+                unknown = sorted(set(rests))
+            encoded = self.tokenizer(unknown, add_special_tokens=False, return_offsets_mapping=True)
+            for rest, ids, offsets in zip(
+                unknown, encoded["input_ids"], encoded["offset_mapping"], strict=True
+            ):
+                self.first[rest] = (offsets[0][1], int(self.row[ids[0]]))
+        for at, rest in zip(places, rests, strict=True):
+            labels[1:3, at] = self.first[rest]
+
+    def _spoil(self, rng: np.random.Generator, labels: Labels) -> tuple[NDArray[Any], Labels]:
         """Soft characters with a recogniser's doubts, and now and then a character too few."""
         if rng.random() < 0.3:
-            kept = (rng.random(len(chars)) > 0.01) | (start == 1)
-            chars, start, target = chars[kept], start[kept], target[kept]
+            kept = (rng.random(labels.shape[1]) > 0.01) | (labels[3] == 1)
+            ends = np.minimum(np.arange(len(kept)) + np.maximum(labels[1], 0), len(kept))
+            count = np.concatenate([[0], kept.cumsum()])
+            length = count[ends] - count[:-1]
+            labels[1] = np.where(labels[1] > 0, length, labels[1])
+            labels = labels[:, kept]
+        chars = labels[0]
         soft = np.zeros((len(chars), len(self.index)), np.float32)
         sure = 1 - rng.random(len(chars)) ** 30 * 0.9
         soft[np.arange(len(chars)), chars] = sure
@@ -155,19 +196,23 @@ class LineMaker:
             others = self.confused.get(int(chars[i]))
             other = rng.choice(others) if others is not None else rng.integers(len(self.index))
             soft[i, other] += (1 - sure[i]) * rng.random()
-        return soft, start, target
+        return soft, labels
 
 
 class SpellingLoss(NamedTuple):
-    """Losses in nats and shares of right ones; ``right`` and ``tokens`` count tokens."""
+    """Losses in nats; how many of the asked ones are right.
+
+    Attributes:
+        loss: sum of both.
+        right, tokens: tokens named right, and asked for.
+        right_lengths, lengths: likewise.
+    """
 
     loss: Tensor
-    start: float
-    token: float
     right: int
     tokens: int
-    start_errors: int
-    characters: int
+    right_lengths: int
+    lengths: int
 
 
 def spelling_loss(
@@ -177,7 +222,7 @@ def spelling_loss(
     candidates: int | None,
     generator: torch.Generator | None = None,
 ) -> SpellingLoss:
-    """Where tokens start, and which they are.
+    """How long the tokens are, and which they are.
 
     The softmax of P_vocab goes over the batch's own tokens and others drawn at random, its
     LayerNorm over the whole kept vocabulary: its statistics come from W2's, exactly.
@@ -185,14 +230,13 @@ def spelling_loss(
     Args:
         candidates: tokens in the softmax; ``None``: all.
     """
-    windows = speller.windows(lines.chars)
-    known = lines.starts >= 0
-    logits = speller.starts(windows)[known]
-    wanted = lines.starts[known].float()
-    start_loss = F.binary_cross_entropy_with_logits(logits, wanted)
-    here = lines.targets >= 0
-    hidden = align.hidden(speller.features(windows[here]))
-    targets = lines.targets[here]
+    asked = lines.lengths >= 0
+    wanted, targets = lines.lengths[asked].clamp_max(AFTER), lines.targets[asked]
+    features = speller.features(speller.windows(lines.chars)[asked])
+    lengths = speller.lengths(features)
+    length_loss = F.cross_entropy(lengths, wanted)
+    here = targets >= 0
+    hidden, targets = align.hidden(features[here]), targets[here]
     size = len(align.w2.weight)
     if candidates is None or candidates >= size:
         rows = torch.arange(size)
@@ -203,14 +247,51 @@ def spelling_loss(
     token_loss = F.cross_entropy(scores, torch.searchsorted(rows, targets))
     best = rows[scores.argmax(-1)]
     return SpellingLoss(
-        start_loss + token_loss,
-        start_loss.item(),
-        token_loss.item(),
+        length_loss + token_loss,
         int((best == targets).sum()),
         len(targets),
-        int(((logits > 0) != (wanted > 0)).sum()),
+        int((lengths.argmax(-1) == wanted).sum()),
         len(wanted),
     )
+
+
+class Spelled(NamedTuple):
+    """How lines come out: tokens in their places, and words of which every character is there.
+
+    Attributes:
+        right, tokens: the tokenizer's own tokens that are said where they start.
+        whole, words: words that the tokens said spell, in whatever pieces.
+    """
+
+    right: int
+    tokens: int
+    whole: int
+    words: int
+
+
+@torch.no_grad()
+def spell(speller: Speller, align: AlignConnector, lines: Lines, tokens: Sequence[str]) -> Spelled:
+    """Read lines as a page encoder does, each token where the one before it ends.
+
+    Args:
+        tokens: text of each row of P_vocab.
+    """
+    features = speller.features(speller.windows(lines.chars))
+    lengths = speller.lengths(features).argmax(-1)
+    known = lines.chars.any(-1).sum(-1).tolist()
+    right = whole = words = 0
+    for row, text in enumerate(lines.texts):
+        starts = [1 + at for at in chain(lengths[row, 1 : known[row]].tolist())]
+        hidden = align.hidden(features[row, starts])
+        said = _normalised(align, hidden, torch.arange(len(align.w2.weight))).argmax(-1)
+        right += int((lines.starts[row, starts] & (lines.targets[row, starts] == said)).sum())
+        heard = "".join(tokens[i] for i in said.tolist()).split()
+        wanted = text.split()
+        words += len(wanted)
+        whole += sum(
+            size for _, _, size in SequenceMatcher(None, wanted, heard, False).get_matching_blocks()
+        )
+    return Spelled(right, int(lines.starts.sum()), whole, words)
 
 
 def _normalised(align: AlignConnector, hidden: Tensor, rows: Tensor) -> Tensor:
