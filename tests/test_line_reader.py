@@ -75,6 +75,24 @@ def test_a_page_of_tiles_is_read_as_one() -> None:
     torch.testing.assert_close(both.last_hidden_state[4], alone[0])
 
 
+def test_a_page_seen_before_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = eager(LineReaderModel(LineReaderConfig(**TINY))).eval()
+    read: list[int] = []
+    own = model._read_page
+    monkeypatch.setattr(model, "_read_page", lambda page: (read.append(1), own(page))[1])
+    tiles = torch.randn(1, 3, 40, 80)
+    with torch.no_grad():
+        first, again = (model(tiles).last_hidden_state for _ in range(2))
+        assert len(read) == 1 and torch.equal(first, again)
+        model(tiles + 1)
+        assert len(read) == 2
+        model.blank.add_(1)  # other weights, another reading
+        assert not torch.equal(model(tiles).last_hidden_state, first)
+    assert len(read) == 3
+    model(tiles)  # with gradients nothing is remembered
+    assert len(read) == 4
+
+
 def test_saving_and_loading_changes_nothing(tmp_path: Path) -> None:
     model = eager(LineReaderModel(LineReaderConfig(**TINY))).eval()
     model.save_pretrained(tmp_path)

@@ -24,6 +24,7 @@ FORMS = RenderSpec(
     fonts=("DejaVuSans",), margin=MARGIN, line_spacing=1.0,
 )  # fmt: skip
 TEXT = FORMS.model_copy(update={"layout": "text"})
+READ = "Read the text on the page."
 RESTORE = "Restore the covered text."
 TEST_SEED = 900_000
 """Held-out pages: far from any seed that training draws from."""
@@ -67,9 +68,21 @@ def dialogue(seed: int) -> tuple[str, list[tuple[str, str]]]:
     page = render_page(spec.model_copy(update={"random_text": 0.3 if spec is TEXT else 0}), seed)
     text = transcript(page.words)
     if spec is TEXT or rng.random() < 1 / 6:
-        return text, [("Read the text on the page.", text)]
+        return text, [(READ, text)]
     facts = [(fact.question, fact.answer) for fact in page.facts]
     return text, [facts[i] for i in rng.permutation(len(facts))]
+
+
+def random_reading(seed: int, tokenizer: Any) -> tuple[str, list[tuple[str, str]]]:
+    """Tokens drawn at random, to be read aloud: nothing helps but copying, token by token.
+
+    A small model that sees only forms learns what values look like long before it looks at the
+    page; from these it learns to look within a few hundred steps.
+    """
+    rng = np.random.default_rng((seed, 1))
+    ids = rng.integers(len(tokenizer), size=int(rng.integers(6, 20)))
+    text = tokenizer.decode(ids.tolist(), skip_special_tokens=True).strip()
+    return text, [(READ, text)]
 
 
 # ----------------------------------------------------------------------------------- covered words

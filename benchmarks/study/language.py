@@ -23,6 +23,8 @@ from .settings import Settings
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<empty_output>")
 RATE, WARMUP = 3e-3, 50
+COPYING = 0.25
+"""Share of the steps, the first ones, that only copy random tokens."""
 READING = 0.1
 """Weight of the loss on all tokens beside the loss on answers."""
 
@@ -147,7 +149,11 @@ def _train(model: Any, tokenizer: Any, settings: Settings, report: Any) -> list[
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(1, (step + 1) / WARMUP, 1.1 - step / steps)
-        dialogues = [data.dialogue(draw(11, step * size + i)) for i in range(size)]
+        seeds = [draw(11, step * size + i) for i in range(size)]
+        if step < COPYING * steps:
+            dialogues = [data.random_reading(seed, tokenizer) for seed in seeds]
+        else:
+            dialogues = [data.dialogue(seed) for seed in seeds]
         ids, mask, spoken = _batch(tokenizer, dialogues)
         logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
         nll = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")

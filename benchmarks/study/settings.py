@@ -38,7 +38,7 @@ class Settings:
     samples: int = 8192
     batch: int = 16
     points: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
-    language_steps: int = 8000
+    language_steps: int = 5400
     language_batch: int = 16
     vision_steps: int = 2000
     vision_batch: int = 16

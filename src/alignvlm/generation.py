@@ -14,7 +14,7 @@ from .config import AlignVLMConfig
 from .dropping import Compact
 from .errors import AlignVLMError, ConfigError
 from .model import AlignVLMModel, AlignVLMPreTrainedModel
-from .outputs import AlignVLMCausalLMOutput, group_images
+from .outputs import CACHE, AlignVLMCausalLMOutput, group_images
 
 
 class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin):
@@ -78,6 +78,7 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         vocab_targets: Tensor | None = None,
@@ -114,7 +115,7 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
             image_grids=image_grids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache if past_key_values is None else past_key_values,
             inputs_embeds=inputs_embeds,
             vocab_targets=vocab_targets,
             **kwargs,
@@ -140,7 +141,7 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
         result = AlignVLMCausalLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=output.past_key_values,
+            **{CACHE: output.get(CACHE)},
             hidden_states=output.hidden_states,
             attentions=output.attentions,
             image_hidden_states=output.image_hidden_states,

@@ -14,6 +14,7 @@ one learned feature, *blank*.
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ WORD_GAP_EMS = 1.7
 """Left edges of neighbours further apart than this have a space between them, seen or not."""
 MAX_SHIFT = 2
 """Cells a token may move right when the cell it starts in is taken."""
+REMEMBERED_PAGES = 4
 START_PRIOR = 0.12
 """Probability above which a character gets a cell in training, to learn whether a token starts."""
 
@@ -143,6 +145,7 @@ class LineReaderModel(PreTrainedModel):
         self.speller = Speller(len(config.alphabet), config.hidden_size, config.speller_depth)
         self.blank = nn.Parameter(torch.zeros(config.hidden_size))
         self.space = config.alphabet.index(" ")
+        self._pages: dict[Any, Tensor] = {}
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -186,7 +189,28 @@ class LineReaderModel(PreTrainedModel):
         return BaseModelOutput(last_hidden_state=torch.cat(parts))
 
     def read_page(self, page: Float[Tensor, "3 height width"]) -> Float[Tensor, "d rows cols"]:
-        """Features of each cell of a page."""
+        """Features of each cell of a page.
+
+        Without gradients the last pages are remembered: on a CPU a page takes seconds, and people
+        ask several questions about it.
+        """
+        if torch.is_grad_enabled():
+            return self._read_page(page)
+        # in-place changes of weights, and loading them, raise their version
+        versions = sum(p._version for p in self.parameters())
+        pixels = page.detach().float().cpu().contiguous().numpy()
+        key = (page.shape, page.dtype, versions, blake2b(pixels.tobytes()).digest())
+        if key not in self._pages:
+            while len(self._pages) >= REMEMBERED_PAGES:
+                self._pages.pop(next(iter(self._pages)))
+            self._pages[key] = self._read_page(page)
+        return self._pages[key]
+
+    def train(self, mode: bool = True) -> LineReaderModel:
+        self._pages.clear()
+        return super().train(mode)
+
+    def _read_page(self, page: Tensor) -> Tensor:
         cell = self.config.patch_size
         rows, cols = page.shape[1] // cell[0], page.shape[2] // cell[1]
         features, probabilities = self.recognise(page)

@@ -21,7 +21,7 @@ from .connectors.align import distinct
 from .dropping import Compact, kept_positions
 from .errors import AlignVLMError, ConfigError
 from .losses import VocabLoss, combine, vocab_loss
-from .outputs import AlignVLMModelOutput, Merged, group_images
+from .outputs import CACHE, AlignVLMModelOutput, Merged, group_images
 from .tiling import Grid, page_order
 
 
@@ -33,7 +33,7 @@ class AlignVLMPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -298,6 +298,7 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         vocab_targets: Tensor | None = None,
         **kwargs: Any,
@@ -311,6 +312,7 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
             inputs_embeds: ``[B, L, D]``, as :meth:`merge` returns them; then no ``pixel_values``.
             vocab_targets: int64 ``[T, n]``, the id under each visual token in tile order, negative
                 where not scored: adds the loss on P_vocab.
+            cache: the name transformers 5.24 gave to ``past_key_values``.
 
         With ``config.blank_threshold`` the language model sees only what remains (see
         :mod:`alignvlm.dropping`); ``last_hidden_state`` has the prompt's full length, zero where
@@ -339,7 +341,7 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
             inputs_embeds=merged.inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            **{CACHE: cache if past_key_values is None else past_key_values},
             **kwargs,
         )
         hidden, loss = output.last_hidden_state, merged.vocab_loss
@@ -347,7 +349,7 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
             hidden = compact.scatter(hidden, input_ids.shape[1])
         return AlignVLMModelOutput(
             last_hidden_state=hidden,
-            past_key_values=output.past_key_values,
+            **{CACHE: output.get(CACHE)},
             hidden_states=output.hidden_states,
             attentions=output.attentions,
             image_hidden_states=merged.visual_tokens,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 from torch import Tensor
@@ -10,6 +10,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from .errors import AlignVLMError
 from .losses import VocabLoss
+
+CACHE = ({"cache", "past_key_values"} & {f.name for f in fields(BaseModelOutputWithPast)}).pop()
+"""What transformers calls the key-value cache: ``past_key_values``, from 5.24 on ``cache``."""
 
 
 @dataclass
