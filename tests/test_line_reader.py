@@ -195,7 +195,7 @@ def test_where_a_token_starts_is_learnt_through_the_gate() -> None:
 def test_the_speller_sees_a_window_and_nothing_beyond() -> None:
     speller = Speller(5, 8, depth=1).eval()
     chars = torch.rand(40, 5, requires_grad=True)
-    speller.features(speller.windows(chars))[20, 0].backward()
+    speller.features(speller.windows(chars), speller.beginnings(chars))[20, 0].backward()
     assert chars.grad is not None
     seen = chars.grad.abs().sum(1).nonzero()[:, 0].tolist()
     assert seen == list(range(20 - BEFORE, 20 + AFTER))

@@ -77,4 +77,6 @@ def new_parts(kept: torch.Tensor, tokenizer: Any) -> tuple[Speller, AlignConnect
     )
     align.init_from_lm_head(head.detach(), kept)
     align.w2.weight.requires_grad_(False)
-    return Speller(len(ALPHABET), config.hidden_size, config.speller_depth), align
+    speller = Speller(len(ALPHABET), config.hidden_size, config.speller_depth, ALPHABET.index(" "))
+    torch.nn.init.zeros_(speller.memory.weight)
+    return speller, align

@@ -142,9 +142,12 @@ class LineReaderModel(PreTrainedModel):
         self.neck = Neck()
         self.characters = nn.Linear(NECK, 1 + len(config.alphabet))
         self.localiser = Localiser()
-        self.speller = Speller(len(config.alphabet), config.hidden_size, config.speller_depth)
+        space = config.alphabet.index(" ")
+        self.speller = Speller(
+            len(config.alphabet), config.hidden_size, config.speller_depth, space
+        )
         self.blank = nn.Parameter(torch.zeros(config.hidden_size))
-        self.space = config.alphabet.index(" ")
+        self.space = space
         self._pages: dict[Any, Tensor] = {}
         self.post_init()
 
@@ -157,6 +160,8 @@ class LineReaderModel(PreTrainedModel):
                 init.kaiming_uniform_(module.weight, a=5**0.5)
             if module.bias is not None:
                 init.zeros_(module.bias)
+        elif isinstance(module, nn.EmbeddingBag):
+            init.zeros_(module.weight)
         elif module is self:
             init.normal_(self.blank)
 
@@ -287,17 +292,18 @@ class LineReaderModel(PreTrainedModel):
         for line in lines:
             row = min(max(int(line.y // high), 0), size[0] - 1)
             rows.setdefault(row, []).append(line)
-        windows, places = [], []
+        windows, beginnings, places = [], [], []
         for row, members in sorted(rows.items()):
             order, x = _read(members, placed, kinds, self.space)
             chars = soft[torch.from_numpy(np.append(-1, order)).to(device)]
             windows.append(self.speller.windows(chars)[1:])
+            beginnings.append(self.speller.beginnings(chars)[1:])
             places.append([(row, edge / wide) for edge in x])
         if not windows:
             return torch.zeros(0, dtype=torch.long, device=device), soft.new_zeros(
                 0, len(self.blank)
             )
-        features = self.speller.features(torch.cat(windows))
+        features = self.speller.features(torch.cat(windows), torch.cat(beginnings))
         lengths = self.speller.lengths(features).float()
         sizes = [len(row) for row in places]
         starts = np.zeros(sum(sizes), bool)

@@ -6,6 +6,11 @@ tells which. Where tokens do start follows: each begins where the one before it 
 the speller takes for a token, no character is left out. It looks at a window of characters and at
 nothing else, so it can be trained on plain text, a thousand tokens a second, before it sees a page
 (:mod:`alignvlm.train.spelling`).
+
+Two paths lead from characters to a feature. A perceptron sees the soft characters, doubts included,
+and is what gradients flow through to the pixels. A memory has a vector for each beginning of a word
+("t", "to", "tou", "touc", ...; hashed, as fastText does with n-grams, arXiv 1607.04606): 48,000
+tokens are too many for a small perceptron to tell apart.
 """
 
 from __future__ import annotations
@@ -14,11 +19,17 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 BEFORE, AFTER = 8, 16
 """Characters seen before a character, and from it on (itself included); tokens are no longer."""
+
+
+BUCKETS, MEMORY_WIDTH = 2**17, 128
+"""Vectors of the memory of beginnings, and their width."""
+MULTIPLIER, MODULUS = 1_000_003, 2**31 - 1
+"""Of the rolling hash; products stay below 2**63."""
 
 
 class Perceptron(nn.Module):
@@ -41,14 +52,23 @@ class Speller(nn.Module):
         alphabet: characters that can be told apart.
         width: channels of the features.
         depth: perceptrons.
+        space: the alphabet's index of the space.
         char_width: channels of an embedded character.
     """
 
-    def __init__(self, alphabet: int, width: int, depth: int = 3, char_width: int = 32) -> None:
+    def __init__(
+        self, alphabet: int, width: int, depth: int = 3, space: int = 0, char_width: int = 32
+    ) -> None:
         super().__init__()
+        self.space = space
         window = (BEFORE + AFTER) * char_width
         self.embed = nn.Linear(alphabet, char_width, bias=False)
         self.window = nn.Linear(window, width)
+        # the last vector is for what is no beginning
+        self.memory = nn.EmbeddingBag(
+            BUCKETS + 1, MEMORY_WIDTH, mode="sum", padding_idx=BUCKETS, sparse=True
+        )
+        self.recall = nn.Linear(MEMORY_WIDTH, width, bias=False)
         self.blocks = nn.Sequential(*(Perceptron(width) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.length = nn.Linear(width, 1 + AFTER)
@@ -58,9 +78,30 @@ class Speller(nn.Module):
         x = F.pad(self.embed(chars), (0, 0, BEFORE, AFTER - 1))
         return x.unfold(-2, BEFORE + AFTER, 1).transpose(-1, -2).flatten(-2)
 
-    def features(self, windows: Float[Tensor, "*n window"]) -> Float[Tensor, "*n width"]:
+    @torch.no_grad()
+    def beginnings(self, chars: Float[Tensor, "*b l alphabet"]) -> Int[Tensor, "*b l k"]:
+        """Bucket of each beginning of the word that starts, or goes on, at each character.
+
+        The likeliest characters count, and whether a space stands before the first.
+        """
+        kinds = chars.argmax(-1)
+        kinds[~chars.any(-1)] = self.space  # beyond the line
+        ahead = F.pad(kinds, (0, AFTER - 1), value=self.space).unfold(-1, AFTER, 1)
+        inside = (ahead != self.space).long().cumprod(-1).bool()
+        after_space = F.pad(kinds, (1, 0), value=self.space)[..., :-1] == self.space
+        value = after_space.long()
+        buckets = []
+        for k in range(AFTER):
+            value = (value * MULTIPLIER + ahead[..., k] + 1) % MODULUS
+            buckets.append(value % BUCKETS)
+        return torch.stack(buckets, -1).masked_fill(~inside, BUCKETS)
+
+    def features(
+        self, windows: Float[Tensor, "*n window"], beginnings: Int[Tensor, "*n k"]
+    ) -> Float[Tensor, "*n width"]:
         """What starts at each character, for ALIGN."""
-        return self.norm(self.blocks(self.window(windows)))
+        recalled = self.memory(beginnings.flatten(0, -2)).view(*beginnings.shape[:-1], -1)
+        return self.norm(self.blocks(self.window(windows) + self.recall(recalled)))
 
     def lengths(self, features: Float[Tensor, "*n width"]) -> Float[Tensor, "*n length"]:
         """Logits of the number of characters of the token that starts, if one starts there.

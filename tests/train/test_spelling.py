@@ -103,14 +103,17 @@ def test_a_small_speller_learns_three_lines_and_reads_them_whole(maker, tokenize
     torch.manual_seed(0)
     speller = Speller(len(ALPHABET), 64, depth=1)
     align = AlignConnector(AlignConfig(type="align", gamma=4.0), 64, 32, len(tokenizer))
-    parameters = [*speller.parameters(), *align.parameters()]
-    optimizer = torch.optim.AdamW(parameters, 3e-3)
+    memory = speller.memory.weight
+    parameters = [p for p in (*speller.parameters(), *align.parameters()) if p is not memory]
+    optimizers = (torch.optim.AdamW(parameters, 3e-3), torch.optim.SparseAdam([memory], 1e-2))
     maker.text = lambda rng: TEXT[rng.integers(3)]
     for step in range(120):
         result = spelling_loss(speller, align, maker.batch(6, (step,)), None)
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         result.loss.backward()
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
     assert result.right_lengths / result.lengths > 0.95
     lines: Lines = maker.batch(12, (999,), inside=0.0)
     tokens = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])

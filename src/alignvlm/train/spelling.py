@@ -87,12 +87,12 @@ class LineMaker:
     def text(self, rng: np.random.Generator) -> str:
         """One line."""
         kind = rng.random()
-        if kind < 0.6:
+        if kind < 0.55:
             text = self.lines[rng.integers(len(self.lines))]
             if rng.random() < 0.5:  # words at the start of a line are split in other ways
                 words = text.split()
                 text = " ".join(words[int(rng.integers(len(words))) :][: rng.integers(1, 5)])
-        elif kind < 0.9:
+        elif kind < 0.92:
             text = "".join(self._word(rng) for _ in range(rng.integers(2, 12)))
         else:
             text = " ".join(self._random(rng) for _ in range(rng.integers(1, 8)))
@@ -232,7 +232,9 @@ def spelling_loss(
     """
     asked = lines.lengths >= 0
     wanted, targets = lines.lengths[asked].clamp_max(AFTER), lines.targets[asked]
-    features = speller.features(speller.windows(lines.chars)[asked])
+    features = speller.features(
+        speller.windows(lines.chars)[asked], speller.beginnings(lines.chars)[asked]
+    )
     lengths = speller.lengths(features)
     length_loss = F.cross_entropy(lengths, wanted)
     here = targets >= 0
@@ -276,7 +278,7 @@ def spell(speller: Speller, align: AlignConnector, lines: Lines, tokens: Sequenc
     Args:
         tokens: text of each row of P_vocab.
     """
-    features = speller.features(speller.windows(lines.chars))
+    features = speller.features(speller.windows(lines.chars), speller.beginnings(lines.chars))
     lengths = speller.lengths(features).argmax(-1)
     known = lines.chars.any(-1).sum(-1).tolist()
     right = whole = words = 0
