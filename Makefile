@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-all test-oldest test-lmms benchmarks study check docs format clean
+.PHONY: setup demo test test-all test-zero3 test-oldest test-lmms benchmarks study check docs format clean
 
 setup: $(STAMP)
 
@@ -23,6 +23,11 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -m "not gpu"
+
+# DeepSpeed ZeRO-3 on two processes; DeepSpeed compiles nothing here
+test-zero3: $(STAMP)
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "deepspeed>=0.19"
+	$(BIN)/python -m pytest -m "not gpu" tests/train/test_distributed.py -k zero3
 
 # the oldest supported transformers, in an environment of its own
 OLDEST := .venv-oldest

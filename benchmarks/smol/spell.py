@@ -29,6 +29,7 @@ def main() -> None:
     unseen, seen = (
         LineMaker(part, tokenizer, kept, ALPHABET, blank) for part in (lines[:cut], lines[cut:])
     )
+    speller.memory.sparse = True  # a step sees a hundredth of it
     memory = torch.optim.SparseAdam(speller.memory.parameters(), lr=MEMORY_RATE)
     speller.memory.requires_grad_(False)
     parameters = [p for part in (speller, align) for p in part.parameters() if p.requires_grad]

@@ -65,9 +65,7 @@ class Speller(nn.Module):
         self.embed = nn.Linear(alphabet, char_width, bias=False)
         self.window = nn.Linear(window, width)
         # the last vector is for what is no beginning
-        self.memory = nn.EmbeddingBag(
-            BUCKETS + 1, MEMORY_WIDTH, mode="sum", padding_idx=BUCKETS, sparse=True
-        )
+        self.memory = nn.EmbeddingBag(BUCKETS + 1, MEMORY_WIDTH, mode="sum", padding_idx=BUCKETS)
         self.recall = nn.Linear(MEMORY_WIDTH, width, bias=False)
         self.blocks = nn.Sequential(*(Perceptron(width) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)

@@ -103,7 +103,7 @@ def test_a_small_speller_learns_three_lines_and_reads_them_whole(maker, tokenize
     torch.manual_seed(0)
     speller = Speller(len(ALPHABET), 64, depth=1)
     align = AlignConnector(AlignConfig(type="align", gamma=4.0), 64, 32, len(tokenizer))
-    memory = speller.memory.weight
+    memory, speller.memory.sparse = speller.memory.weight, True
     parameters = [p for p in (*speller.parameters(), *align.parameters()) if p is not memory]
     optimizers = (torch.optim.AdamW(parameters, 3e-3), torch.optim.SparseAdam([memory], 1e-2))
     maker.text = lambda rng: TEXT[rng.integers(3)]
