@@ -40,7 +40,7 @@ class Settings:
     points: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
     language_steps: int = 5400
     language_batch: int = 16
-    vision_steps: int = 2000
+    vision_steps: int = 6000
     vision_batch: int = 16
     test: int = 256
     few: int = 96
