@@ -8,11 +8,11 @@ import time
 import torch
 
 from alignvlm.line_reader import ALPHABET
-from alignvlm.train.spelling import LineMaker, spell, spelling_loss
+from alignvlm.train.spelling import LineMaker, nearest_rows, spell, spelling_loss
 
 from .common import BLANK, OUT, arguments, kept_tokens, load, load_tokenizer, new_parts, save
 
-RATE, BATCH, CANDIDATES, HELD_OUT = 1e-3, 96, 2048, 50
+RATE, BATCH, CANDIDATES, ALIKE, HELD_OUT = 1e-3, 96, 1024, 4, 50
 MEMORY_RATE = 0.01
 
 
@@ -51,10 +51,12 @@ def main() -> None:
     elif (warm := load("warm.pt")) is not None:  # parts of an earlier run
         speller.load_state_dict(warm["speller"])
         align.load_state_dict(warm["align"])
+    alike = nearest_rows(align.w2.weight, ALIKE)
     generator = torch.Generator().manual_seed(start)
     counts, clock = torch.zeros(4), time.perf_counter()
     for step in range(start + 1, asked.steps + 1):
-        result = spelling_loss(speller, align, seen.batch(BATCH, (1, step)), CANDIDATES, generator)
+        batch = seen.batch(BATCH, (1, step))
+        result = spelling_loss(speller, align, batch, CANDIDATES, alike, generator)
         optimizer.zero_grad()
         memory.zero_grad()
         result.loss.backward()

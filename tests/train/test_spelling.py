@@ -10,7 +10,7 @@ from alignvlm.config import AlignConfig
 from alignvlm.connectors import AlignConnector
 from alignvlm.line_reader import ALPHABET
 from alignvlm.speller import Speller
-from alignvlm.train.spelling import LineMaker, Lines, spell, spelling_loss
+from alignvlm.train.spelling import LineMaker, Lines, nearest_rows, spell, spelling_loss
 
 TEXT = ["The total is 42", "Town: Nairobi", "Please pay the total of 120.50"]
 
@@ -128,6 +128,12 @@ def test_fewer_candidates_leave_the_targets_in(maker, tokenizer) -> None:
     speller = Speller(len(ALPHABET), 16, depth=1)
     align = AlignConnector(AlignConfig(type="align"), 16, 8, len(tokenizer))
     lines = maker.batch(4, (0,))
-    few = spelling_loss(speller, align, lines, 5, torch.Generator().manual_seed(0))
+    alike = nearest_rows(align.w2.weight, 2)
+    few = spelling_loss(speller, align, lines, 5, alike, torch.Generator().manual_seed(0))
     every = spelling_loss(speller, align, lines, None)
     assert few.tokens == every.tokens and few.loss < every.loss
+
+
+def test_nearest_rows_are_others() -> None:
+    weight = torch.tensor([[1.0, 0.0], [0.9, 0.1], [-1.0, 0.0], [-0.9, 0.2]])
+    assert nearest_rows(weight, 1)[:, 0].tolist() == [1, 0, 3, 2]

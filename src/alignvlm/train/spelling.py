@@ -220,15 +220,18 @@ def spelling_loss(
     align: AlignConnector,
     lines: Lines,
     candidates: int | None,
+    alike: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> SpellingLoss:
     """How long the tokens are, and which they are.
 
-    The softmax of P_vocab goes over the batch's own tokens and others drawn at random, its
-    LayerNorm over the whole kept vocabulary: its statistics come from W2's, exactly.
+    The softmax of P_vocab goes over the batch's own tokens, those alike and others drawn at random,
+    its LayerNorm over the whole kept vocabulary: its statistics come from W2's, exactly.
 
     Args:
-        candidates: tokens in the softmax; ``None``: all.
+        candidates: tokens drawn at random; ``None``: the softmax goes over all.
+        alike: :func:`nearest_rows` of W2. Without them "traditional" is hardly ever beside
+            "tradition" in a batch, and is not told apart from it.
     """
     asked = lines.lengths >= 0
     wanted, targets = lines.lengths[asked].clamp_max(AFTER), lines.targets[asked]
@@ -244,7 +247,8 @@ def spelling_loss(
         rows = torch.arange(size)
     else:
         drawn = torch.randint(size, (candidates,), generator=generator)
-        rows = torch.unique(torch.cat([targets, drawn]))
+        near = targets[:0] if alike is None else alike[torch.unique(targets)].flatten()
+        rows = torch.unique(torch.cat([targets, near, drawn]))
     scores = _normalised(align, hidden, rows)
     token_loss = F.cross_entropy(scores, torch.searchsorted(rows, targets))
     best = rows[scores.argmax(-1)]
@@ -255,6 +259,17 @@ def spelling_loss(
         int((lengths.argmax(-1) == wanted).sum()),
         len(wanted),
     )
+
+
+@torch.no_grad()
+def nearest_rows(weight: Tensor, count: int) -> Tensor:
+    """The ``count`` rows of W2 nearest to each in direction, centred; int64 ``[V, count]``."""
+    rows = F.normalize(weight - weight.mean(0), dim=-1)
+    found = []
+    for block in rows.split(1024):
+        cosine = block @ rows.T
+        found.append(cosine.topk(count + 1, dim=-1).indices[:, 1:])
+    return torch.cat(found)
 
 
 class Spelled(NamedTuple):
