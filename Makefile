@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-all test-zero3 test-oldest test-lmms benchmarks study check docs format clean
+.PHONY: setup demo test test-slow test-all test-zero3 test-oldest test-lmms benchmarks study check docs format clean
 
 setup: $(STAMP)
 
@@ -21,8 +21,11 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
-test-all: $(STAMP)
-	$(BIN)/python -m pytest -m "not gpu"
+# what takes longer or needs more: real weights (pip), a browser (Debian's chromium), Ray, torchrun
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+test-all: test test-slow
 
 # DeepSpeed ZeRO-3 on two processes; DeepSpeed compiles nothing here
 test-zero3: $(STAMP)
