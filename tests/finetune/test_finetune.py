@@ -26,6 +26,7 @@ from alignvlm.finetune.page import _scores
 from alignvlm.finetune.run import _scored
 from alignvlm.finetune.score import Scored, compare
 from alignvlm.finetune.trainer import stage_of
+from alignvlm.model import AlignVLMModel
 from alignvlm.train.stages import StageDataset
 
 pytest.importorskip("peft")
@@ -277,10 +278,18 @@ def test_a_run_that_diverges_says_so(settings: Any, tmp_path: Path) -> None:
 
 
 def test_grounding_alone_trains_the_connector_alone(
-    tiny_model_dir: Path, pdf_folder: Path, tmp_path: Path
+    tiny_model_dir: Path, pdf_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_from(model=tiny_model_dir, pdfs=pdf_folder, transcribe=False, **FAST)
+    encode, grids = AlignVLMModel.encode_tiles, []
+
+    def watch(model: Any, pixels: Any, image_grids: Any = None) -> Any:
+        grids.append(image_grids)
+        return encode(model, pixels, image_grids)
+
+    monkeypatch.setattr(AlignVLMModel, "encode_tiles", watch)
     outcome = finetune(settings, tmp_path / "run", quiet=True, report=lambda line: None)
+    assert grids and all(given is not None for given in grids)  # of training and validation alike
     weights = load_file(outcome.out / "adapter" / "adapter_model.safetensors")
     assert weights
     assert all(".connector." in name for name in weights)

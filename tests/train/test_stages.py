@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from alignvlm.data import chat
 from alignvlm.data.collate import Collator
 from alignvlm.data.records import make_record
+from alignvlm.data.render import RenderSpec
+from alignvlm.data.sources import RenderSource
 from alignvlm.errors import ConfigError, DataError
 from alignvlm.losses import IGNORE
 from alignvlm.train.recipe import StageSpec
@@ -139,6 +142,28 @@ def test_long_samples_are_dropped_for_the_next(make_model, make_processor, image
     short = dataset(make_model("align"), make_processor, spec(max_length=16), records)
     with pytest.raises(DataError, match="longer than max_length=16"):
         short[0]
+
+
+def test_with_blank_dropping_only_what_remains_counts(make_model, make_processor):
+    """A page of eight tiles: 32 placeholders, few of them with a token."""
+    model = make_model("align", blank_threshold=0.5)
+    page = RenderSource(RenderSpec.model_validate(PAGE), 1)[0]
+    record = make_record("page", page.images, [("Who?", "Maria")], source="t")
+    words = record.model_copy(update={"words": page.words})
+    full = dataset(model, make_processor, spec(), [words])[0]
+    ids, image = full["input_ids"], model.config.image_token_id
+    text = int((ids != image).sum())
+    cells = int((full["vocab_targets"] != model.config.blank_token_id).sum())
+    assert 0 < cells < len(ids) - text == 32
+    for given, length in ((words, text + cells), (record, text)):
+        stage = spec(max_length=length)
+        sample = dataset(model, make_processor, stage, [given])[0]
+        assert torch.equal(sample["input_ids"], ids)
+        with pytest.raises(chat.TooLong, match=f"page: {length} tokens, more than max_length="):
+            dataset(model, make_processor, spec(max_length=length - 1), [given])._encode(given, 0)
+    whole = make_model("align")  # which gives the language model every cell
+    with pytest.raises(chat.TooLong, match=f"page: {len(ids)} tokens"):
+        dataset(whole, make_processor, spec(max_length=text + cells), [words])._encode(words, 0)
 
 
 def test_epochs_show_every_sample_once_each():
@@ -289,6 +314,24 @@ def test_no_language_model_runs_in_a_stage_without_its_loss(make_model, make_pro
         part_of(n).split(".")[0] for n, p in model.named_parameters() if (p != before[n]).any()
     }
     assert moved == {"vision", "connector"}
+
+
+def test_an_encoder_of_whole_pages_is_told_the_grids(make_model, make_processor, tmp_path):
+    """Also without the language model, or it would read each tile as a page of its own."""
+    stage = spec(steps=1, loss={"lm": 0, "vocab": 1}, train={"connector": 1e-3}, batch_size=2)
+    model = make_model("align").train()
+    pages = dataset(model, make_processor, stage)
+    encode, seen = model.model.encode_tiles, []
+
+    def watch(pixels: Any, image_grids: Any = None) -> Any:
+        seen.append(image_grids)
+        return encode(pixels, image_grids)
+
+    model.model.encode_tiles = watch
+    run(model, [pages[0], pages[1]], stage, tmp_path)
+    first, *telemetry = seen
+    assert first.tolist() == [[2, 4, 0], [2, 4, 0]]
+    assert telemetry == [None]
 
 
 def test_each_rate_has_its_group(make_model, make_processor, tmp_path):

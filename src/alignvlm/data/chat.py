@@ -63,8 +63,8 @@ def encode(
     mask = torch.as_tensor(batch["assistant_masks"][0], dtype=torch.bool)
     if not bool(mask.any()):
         raise DataError(f"{record.id}: no assistant turn to learn from")
-    if max_length is not None and len(ids) > max_length:
-        raise TooLong(f"{record.id}: {len(ids)} tokens, more than max_length={max_length}")
+    if max_length is not None:
+        check_length(record, len(ids), max_length)
     sample = {
         "input_ids": ids,
         "attention_mask": batch["attention_mask"][0],
@@ -74,6 +74,30 @@ def encode(
         if key in batch:
             sample[key] = batch[key]
     return sample
+
+
+def check_length(record: Record, length: int, max_length: int) -> None:
+    """Refuse a sample of more than ``max_length`` tokens.
+
+    Raises:
+        TooLong: it has more; names the record.
+    """
+    if length > max_length:
+        raise TooLong(f"{record.id}: {length} tokens, more than max_length={max_length}")
+
+
+def kept_length(
+    sample: dict[str, Tensor], record: Record, config: AlignVLMConfig, tokenizer: Any
+) -> int:
+    """Tokens of a sample of :func:`encode` that blank dropping leaves, as far as it is known
+    before the model has read the page: the text, and the cells in which a token of the record's
+    words starts. Pages without words count nothing.
+    """
+    text = int((sample["input_ids"] != config.image_token_id).sum())
+    if record.words is None or "image_grids" not in sample:
+        return text
+    targets = page_vocab_targets(record, sample["image_grids"], config, tokenizer)
+    return text + int(((targets >= 0) & (targets != config.blank_token_id)).sum())
 
 
 def encode_images(record: Record, processor: AlignVLMProcessor) -> dict[str, Tensor]:

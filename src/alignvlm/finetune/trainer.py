@@ -10,7 +10,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..train.recipe import JsonlSourceSpec, LossSpec, StageSpec
-from ..train.stages import StageTrainer, training_arguments
+from ..train.stages import GROUNDED, StageTrainer, training_arguments
 from .settings import Settings
 
 EVALUATIONS = 10
@@ -87,7 +87,7 @@ class FinetuneTrainer(StageTrainer):
         """The weighted loss of one validation batch; its parts are kept for the log."""
         inputs = self._prepare_inputs(inputs)  # type: ignore[assignment]
         if not self.lm_weight:
-            inputs = {key: inputs[key] for key in ("pixel_values", "vocab_targets")}
+            inputs = {key: inputs[key] for key in GROUNDED if key in inputs}
         extra = {"skip_logits": True, "use_cache": False} if self.lm_weight else {}
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**inputs, **extra)

@@ -32,6 +32,8 @@ from .recipe import (
 TELEMETRY_TILES = 2
 """Tiles on which the entropy of P_vocab is measured at each log."""
 PARTS_LOGGED = ("lm_loss", "vocab_text_loss", "vocab_blank_loss", "vocab_loss", "steps")
+GROUNDED = ("pixel_values", "image_grids", "vocab_targets")
+"""What the model takes in a stage without the language model; an encoder may read whole pages."""
 PARTS = {"vision": "model.vision_model", "connector": "model.connector", "text": ""}
 """Where each part lives; ``text`` is everything else: the language model and its head."""
 
@@ -102,7 +104,8 @@ def build_mix(stage: StageSpec, seed: int, processes: int = 1) -> Source:
 class StageDataset(Dataset):
     """Record ``i`` encoded for the model; depends on ``i`` alone, so resuming is exact.
 
-    A record longer than ``max_length`` is replaced by the next that fits.
+    A record longer than ``max_length`` is replaced by the next that fits. With blank dropping only
+    what remains counts.
     """
 
     def __init__(
@@ -132,7 +135,7 @@ class StageDataset(Dataset):
     def _encode(self, record: Record, index: int) -> dict[str, Tensor]:
         stage = self.stage
         if stage.loss.lm:
-            sample = chat.encode(record, self.processor, max_length=stage.max_length)
+            sample = self._encode_text(record)
         else:
             sample = chat.encode_images(record, self.processor)
         if stage.loss.vocab and "image_grids" in sample:
@@ -146,6 +149,19 @@ class StageDataset(Dataset):
                 blank_cells=stage.loss.blank_cells,
                 seed=self.seed + 7 * index,
             )
+        return sample
+
+    def _encode_text(self, record: Record) -> dict[str, Tensor]:
+        """``chat.encode``, with the limit on what the language model gets: most placeholders of a
+        page may stand for blanks that are dropped before it."""
+        limit = self.stage.max_length
+        if self.config.blank_threshold is None:
+            return chat.encode(record, self.processor, max_length=limit)
+        sample = chat.encode(record, self.processor)
+        if len(sample["input_ids"]) > limit:
+            tokenizer = self.processor.tokenizer
+            length = chat.kept_length(sample, record, self.config, tokenizer)
+            chat.check_length(record, length, limit)
         return sample
 
 
@@ -230,9 +246,7 @@ class StageTrainer(Trainer):
             elif self.args.average_tokens_across_devices:
                 parts["lm_loss"] = outputs.lm_loss * processes
         else:
-            outputs = model(
-                pixel_values=inputs["pixel_values"], vocab_targets=inputs["vocab_targets"]
-            )
+            outputs = model(**{key: inputs[key] for key in GROUNDED if key in inputs})
         if outputs.vocab_loss is not None:
             text, blank = self._cells(inputs["vocab_targets"])
             all_text, all_blank = (max(cells, 1) for cells in self.step_cells)
