@@ -172,6 +172,15 @@ def test_a_wrong_sha256_names_both_and_keeps_nothing(
     assert package["convert"] == 0 and not [p for p in cache.iterdir() if p.is_dir()]
 
 
+def test_the_digest_of_a_file_needs_no_new_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = bytes(range(256)) * 8192 + b"end"  # more than one block
+    (tmp_path / "file").write_bytes(data)
+    monkeypatch.delattr(hashlib, "file_digest", raising=False)  # as in Python 3.10
+    assert hub.file_sha256(tmp_path / "file") == hashlib.sha256(data).hexdigest()
+
+
 @pytest.mark.parametrize(
     ("error", "says"),
     [

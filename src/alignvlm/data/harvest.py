@@ -9,7 +9,6 @@ often the run was interrupted.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -25,6 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import DataError
+from ..hub import file_sha256
 from .records import make_record, transcript
 from .render import Word
 from .sources import TRANSCRIBE_QUESTION
@@ -226,14 +226,10 @@ def _digest(name: str, path: Path) -> str:
         name.encode()
     except UnicodeEncodeError:
         raise DataError("the file's name is not valid text") from None
-    digest = hashlib.sha256()
     try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        return file_sha256(path)
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}") from error
-    return digest.hexdigest()
 
 
 def _head(part: Path) -> dict[str, Any]:

@@ -5,11 +5,9 @@ The OCR rival is in :mod:`alignvlm.eval.ocr`, the floors are in :mod:`alignvlm.e
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -20,7 +18,7 @@ from ..compose import load_pretrained, load_tokenizer
 from ..config import AlignVLMConfig
 from ..errors import ConfigError, WeightsError
 from ..generation import AlignVLMForConditionalGeneration
-from ..hub import resolve
+from ..hub import file_sha256, resolve
 from ..processor import AlignVLMProcessor, chat_template_for, reserved_image_token
 from .generate import Generated, generate, generation_settings
 from .noise import feature_noise, sample_seed
@@ -97,19 +95,11 @@ class Weights:
             WeightsError: no such weights.
         """
         files = sorted(resolve(reference).glob("*.safetensors"))
-        return cls(os.fspath(reference), {file.name: _sha256(file) for file in files})
+        return cls(os.fspath(reference), {file.name: file_sha256(file) for file in files})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {"reference": self.reference, "sha256": self.sha256}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 class ModelAnswerer:

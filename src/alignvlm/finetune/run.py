@@ -8,7 +8,6 @@ the pages of the PDFs, the Trainer's checkpoints, the adapter once it is trained
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import math
 import os
@@ -26,7 +25,7 @@ from ..connectors import AlignConnector
 from ..data.collate import Collator
 from ..errors import AlignVLMError, ConfigError, WeightsError
 from ..generation import AlignVLMForConditionalGeneration
-from ..hub import resolve
+from ..hub import file_sha256, resolve
 from ..processor import AlignVLMProcessor
 from ..train.run import DISK_FULL, last_checkpoint
 from ..train.stages import StageDataset
@@ -130,8 +129,7 @@ def _fingerprint(settings: Settings) -> str:
     """A line that changes when the questions do; the harvest notices changed PDFs itself."""
     if settings.data is None or not os.path.isfile(settings.data):
         return ""
-    with open(settings.data, "rb") as file:
-        return f"# data sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}\n"
+    return f"# data sha256 {file_sha256(settings.data)}\n"
 
 
 def _run(
