@@ -10,7 +10,7 @@ from little_task import LittleTask
 
 from alignvlm.analysis.vocabulary import pruned_to, top_vocabulary
 from alignvlm.ask import ask
-from alignvlm.errors import ConfigError, WeightsError
+from alignvlm.errors import ConfigError, DataError, WeightsError
 from alignvlm.eval import baselines
 from alignvlm.eval.answerers import LanguageModel, ModelAnswerer, Query, TextOnlyAnswerer
 from alignvlm.eval.baselines import KnownAnswers, MajorityAnswerer, RandomAnswerer, training_task
@@ -82,6 +82,27 @@ def test_each_query_has_its_own_limit(model, processor, queries):
     short = [Query(q.id, q.pages, q.prompt, 1 + i) for i, q in enumerate(queries[:3])]
     replies = ModelAnswerer(model, processor).answer(short)
     assert [reply.new_tokens for reply in replies] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("dropping", [False, True])
+def test_a_prompt_longer_than_the_context_is_named(
+    model, processor, queries, dropping, monkeypatch
+):
+    """Counted after blank dropping, for each query of a padded batch by itself."""
+    if dropping:
+        monkeypatch.setattr(model.config, "blank_threshold", 0.0)  # everything is blank
+    answerer = ModelAnswerer(model, processor, check_context=True)
+    short, long = queries[0], Query("long", queries[1].pages, "1" * 300, 6)
+    replies = answerer.answer([short, long])
+    assert (replies[1].kept_visual_tokens == 0) == dropping
+    length = model.compact_prompt(**answerer._encode([long]))["input_ids"].shape[1]
+    monkeypatch.setattr(model.config.text_config, "max_position_embeddings", length + 6)
+    assert answerer.answer([short, long]) == replies
+    monkeypatch.setattr(model.config.text_config, "max_position_embeddings", length + 5)
+    with pytest.raises(DataError, match=rf"^long: the prompt has {length} tokens .* reads"):
+        answerer.answer([short, long])
+    assert answerer.answer([short]) == replies[:1]
+    assert len(ModelAnswerer(model, processor).answer([long])) == 1
 
 
 def test_noise_is_the_samples_own(model, processor, queries):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,9 @@ from PIL import Image
 
 from alignvlm.errors import DataError
 from alignvlm.eval.answerers import Query, Reply
+from alignvlm.serve import batch_requests
 from alignvlm.serve.batch_parts import as_lines, part_name, read_parts
-from alignvlm.serve.batch_requests import Asking, list_units
+from alignvlm.serve.batch_requests import Asking, list_units, load_unit
 from alignvlm.serve.batch_worker import Job, Worker
 
 SHORT = Asking(question="What is the total?", max_new_tokens=4, repetition_guard=False)
@@ -68,6 +72,39 @@ def test_a_page_that_the_model_cannot_take_costs_one_row(docs, tmp_path):
     assert rows["b.pdf:2"]["error"] == "RuntimeError: too long for this model"
     assert "truncated" in rows["bad.png"]["error"]
     assert all(rows[name]["answer"] == SHORT.question for name in ("a.png", "b.pdf:1"))
+
+
+def test_a_prompt_that_is_too_long_costs_one_row(docs, tmp_path, tiny_model_dir):
+    """Also in a batch with others."""
+    shutil.copytree(tiny_model_dir, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text("utf-8"))
+    config["text_config"]["max_position_embeddings"] = 60
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config), "utf-8")
+    asked = tmp_path / "asked.jsonl"
+    rows = [{"id": "all", "image": "docs/b.pdf", "question": "1" * 40},
+            {"id": "one", "image": "docs/a.png", "question": "Who?"}]  # fmt: skip
+    asked.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "job.json").touch()
+    worker = Worker(Job(str(tmp_path / "model"), str(out), SHORT))
+    units = list_units(asked, SHORT, without=out)
+    found = {row["id"]: row for row in worker.answer(units)}
+    assert found["all"]["error"].startswith("all: the prompt has ")
+    assert "the language model reads 60" in found["all"]["error"]
+    assert "answer" in found["one"]
+
+
+def test_more_pages_than_are_held_in_memory_are_refused(docs, monkeypatch):
+    """Before any of that file is rendered."""
+    pages = [unit for unit in list_units(docs, SHORT, without=OUTSIDE) if unit.file == "b.pdf"]
+    whole = replace(pages[0], page=None, paths=2 * pages[0].paths)
+    assert len(load_unit(whole, 36)) == 4
+    monkeypatch.setattr(batch_requests, "MAX_PAGES", 3)
+    with pytest.raises(DataError, match=r"b\.pdf: more than 3 pages are not asked about together"):
+        load_unit(whole, 36)
+    assert len(load_unit(replace(whole, page=2), 36)) == 2
+    assert len(load_unit(pages[1], 36)) == 1
 
 
 def test_a_lost_device_ends_the_process(docs, tmp_path):

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..compose import load_pretrained, load_tokenizer
 from ..config import AlignVLMConfig
-from ..errors import ConfigError, WeightsError
+from ..errors import ConfigError, DataError, WeightsError
 from ..generation import AlignVLMForConditionalGeneration
 from ..hub import file_sha256, resolve
 from ..processor import AlignVLMProcessor, chat_template_for, reserved_image_token
@@ -112,6 +112,8 @@ class ModelAnswerer:
         seed: of the noise, together with each sample's id.
         repetition_guard: end an answer that goes round in circles.
         pruned: what is recorded about a vocabulary that was pruned before.
+        check_context: refuse what the language model has no positions for, rather than let it
+            answer badly.
     """
 
     name = "model"
@@ -127,12 +129,14 @@ class ModelAnswerer:
         seed: int = 0,
         repetition_guard: bool = False,
         pruned: dict[str, Any] | None = None,
+        check_context: bool = False,
     ) -> None:
         if not 0 <= noise < float("inf"):
             raise ConfigError(f"noise must be 0 or a positive number, not {noise}")
         self.model, self.processor, self.weights = model.eval(), processor, weights
         self.noise, self.seed = float(noise), seed
         self.repetition_guard, self.pruned = repetition_guard, pruned
+        self.check_context = check_context
 
     def settings(self) -> dict[str, Any]:
         """See :class:`Answerer`."""
@@ -150,13 +154,20 @@ class ModelAnswerer:
         }
 
     def answer(self, queries: list[Query]) -> list[Reply]:
-        """See :class:`Answerer`."""
+        """See :class:`Answerer`.
+
+        Raises:
+            DataError: with ``check_context``, prompt and answer are too long; names the query.
+        """
         image = self.processor.image_token_id
         batch = self._encode(queries)
+        if self.model.config.blank_threshold is None:  # known before the pages are encoded
+            self._check_context(queries, batch["attention_mask"])
         with torch.inference_mode(), self._noise(queries, batch):
             prompt = dict(batch)
             if "pixel_values" in batch:
                 prompt = self.model.compact_prompt(**batch)
+                self._check_context(queries, prompt["attention_mask"])
             said = generate(
                 self.model,
                 self.processor.tokenizer,
@@ -170,6 +181,18 @@ class ModelAnswerer:
         return [
             Reply(one.text, seen[row], kept[row], one.new_tokens) for row, one in enumerate(said)
         ]
+
+    def _check_context(self, queries: list[Query], mask: torch.Tensor) -> None:
+        limit = getattr(self.model.config.text_config, "max_position_embeddings", None)
+        if not self.check_context or limit is None:
+            return
+        for query, length in zip(queries, mask.sum(-1).tolist(), strict=True):
+            if length + query.max_new_tokens > limit:
+                raise DataError(
+                    f"{query.id}: the prompt has {length} tokens and the answer up to "
+                    f"{query.max_new_tokens}, but the language model reads {limit}; ask about "
+                    "fewer pages together"
+                )
 
     def _encode(self, queries: list[Query]) -> Any:
         chats = []

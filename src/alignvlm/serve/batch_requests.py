@@ -10,17 +10,27 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..data.documents import FORMATS, is_pdf, load_pages, open_image, pdf_page_count
+from ..data.documents import (
+    FORMATS,
+    is_pdf,
+    open_document,
+    open_image,
+    parse_pages,
+    pdf_page_count,
+)
 from ..data.harvest import find_files
 from ..data.records import Record, validate_record
 from ..data.sources import TRANSCRIBE_QUESTION
 from ..errors import ConfigError, DataError
+from ..image_processor import MAX_PIXELS
 
 SUFFIXES = (
     ".pdf", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".gif", ".bmp", ".ppm", ".jp2",
     ".avif",
 )  # fmt: skip
 """What is taken from a folder; a file that a record names may be called anything."""
+MAX_PAGES = 64
+"""Pages of one record; a worker holds all of them in memory."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +219,17 @@ def load_unit(unit: Unit, dpi: float) -> list[Any]:
     """The page images of a unit.
 
     Raises:
-        DataError: a document cannot be opened, or lacks the page.
+        DataError: a document cannot be opened or lacks the page, or there are more than
+            :data:`MAX_PAGES`.
     """
-    pages = None if unit.page is None else str(unit.page)
-    return [image for path in unit.paths for image in load_pages(path, dpi=dpi, pages=pages)]
+    pages, images = None if unit.page is None else str(unit.page), []
+    for path in unit.paths:
+        with open_document(path) as document:
+            chosen = parse_pages(pages, document.count, where=path)
+            if len(images) + len(chosen) > MAX_PAGES:
+                raise DataError(
+                    f"{path}: more than {MAX_PAGES} pages are not asked about together; write a "
+                    "record for each page"
+                )
+            images += [document.render(index, dpi, MAX_PIXELS) for index in chosen]
+    return images

@@ -53,7 +53,8 @@ class Worker:
             raise DataError(f"{self.out} is not visible on this machine; use a shared file system")
         if answerer is None:
             model, processor = load_model(job.model)
-            answerer = ModelAnswerer(model, processor, repetition_guard=job.asking.repetition_guard)
+            guard = job.asking.repetition_guard
+            answerer = ModelAnswerer(model, processor, repetition_guard=guard, check_context=True)
         self.answerer = answerer
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
