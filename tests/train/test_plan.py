@@ -36,6 +36,14 @@ def test_sharding_divides_what_can_be_divided(eight):
     assert sharded == pytest.approx(16 * parameters / 8 / 2**30, rel=1e-3)
 
 
+def test_ddp_holds_gradients_once_more_in_buckets():
+    one, eight = (plan(load_recipe("paper/llama-3.2-1b"), gpus, "h200") for gpus in (1, 8))
+    for alone, among in zip(one.stages, eight.stages, strict=True):
+        assert alone.strategy == among.strategy == "ddp"
+        more = {"gradients": 2 * alone.memory_gib["gradients"]}
+        assert among.memory_gib == pytest.approx({**alone.memory_gib, **more}, abs=0.02)
+
+
 def test_hours_are_operations_over_rate(eight):
     few, many = eight
     for one, other in zip(few.stages, many.stages, strict=True):
@@ -134,6 +142,13 @@ def test_a_size_that_is_not_known_is_asked_for():
     with pytest.raises(ConfigError, match=r"some/where is not known; pass --samples documents=N"):
         plan(recipe, 8, "h100")
     assert plan(recipe, 8, "h100", samples={"documents": 77}).stages[1].samples == 77
+
+
+def test_a_stage_that_goes_by_steps_has_its_size():
+    stage = ["stages.documents.steps=10", "stages.documents.epochs=null"]
+    recipe = load_recipe("paper/llama-3.2-1b", stage)
+    with pytest.raises(ConfigError, match=r"documents: its 10 steps .* --samples documents=N"):
+        plan(recipe, 8, "h100", samples={"documents": 77})
 
 
 def test_text_and_json_say_the_same(eight):

@@ -3,9 +3,10 @@
 Sizes are those of the dry run (:mod:`.estimate`). On top of them:
 
 - *Memory of one GPU.* Weights, gradients and Adam's two moments are fp32 (4 + 4 + 8 bytes a
-  parameter), activations bf16. ``ddp`` holds all of it on every GPU and a bf16 copy of the weights
-  for the products. ``fsdp2`` divides the 16 bytes by the number of GPUs and gathers bf16 copies:
-  two decoder layers, the table and head, and what stays in the root group (encoder, connector).
+  parameter), activations bf16. ``ddp`` holds all of it on every GPU, the gradients once more in the
+  buckets in which they are averaged, and a bf16 copy of the weights for the products. ``fsdp2``
+  divides the 16 bytes by the number of GPUs and gathers bf16 copies: two decoder layers, the table
+  and head, and what stays in the root group (encoder, connector).
 - *Operations*, without what checkpointing computes twice: 2 a parameter and token forward, the same
   again for gradients of inputs and of weights where they are needed; 4·n²·d a layer for attention,
   half of that where it is causal; ALIGN's second product with the table.
@@ -182,10 +183,11 @@ def plan(
         gpu: a name of :data:`GPUS`.
         mfu: share of the peak rate that the model's operations reach; an assumption.
         tiles: of an average page, for operations and hours; default: the most a page can have.
-        samples: of a stage, where the data set's size is not known.
+        samples: of a stage that goes by epochs, where the data set's size is not known.
 
     Raises:
-        ConfigError: an unknown GPU or stage, an impossible number, or a size that is not known.
+        ConfigError: an unknown GPU or stage, an impossible number, a size that is not known, or
+            one given to a stage that goes by steps.
     """
     if gpu not in GPUS:
         raise ConfigError(f"unknown GPU {gpu!r}{nearest(gpu, GPUS)}; known: {', '.join(GPUS)}")
@@ -245,6 +247,11 @@ def _samples(
 ) -> int:
     """Samples of a stage on all GPUs."""
     if stage.name in given:
+        if stage.steps is not None:
+            raise ConfigError(
+                f"stage {stage.name}: its {stage.steps} steps say how many samples it takes, so "
+                f"--samples {stage.name}=N has no place; set stages.{stage.name}.steps"
+            )
         if given[stage.name] < 1:
             raise ConfigError(f"stage {stage.name}: samples must be at least 1")
         return given[stage.name]
@@ -299,6 +306,8 @@ def stage_memory(
     """GiB on one GPU, by what they are for; see the module's text."""
     trains = sum(sizes.trainable.values())
     shards = gpus if strategy == "fsdp2" else 1
+    # buckets as large as all gradients, unless DDP is told gradient_as_bucket_view
+    held = 2 if strategy == "ddp" and gpus > 1 else 1
     copies = 2 * sizes.weights
     if shards > 1:
         layers = _layer_parameters(model) if stage.loss.lm else 0
@@ -309,7 +318,7 @@ def stage_memory(
         copies = 2 * (gathered + max(root, 0))
     found = {
         "weights": 4 * sizes.weights / shards,
-        "gradients": 4 * trains / shards,
+        "gradients": 4 * held * trains / shards,
         "optimizer": 8 * trains / shards,
         "working copies": copies,
         "activations": 2 * sizes.activations,
