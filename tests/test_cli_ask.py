@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import io
 import json
 from collections.abc import Callable, Iterator
@@ -19,9 +20,11 @@ from transformers import AutoConfig
 from typer.testing import CliRunner, Result
 
 from alignvlm import AlignVLMForConditionalGeneration
+from alignvlm import ask as ask_module
 from alignvlm.cli_ask import ask, embed
 from alignvlm.data import chat
 from alignvlm.data.collate import Collator
+from alignvlm.data.pages import PageImage
 from alignvlm.data.records import make_record
 from alignvlm.data.render import RenderSpec, Word
 from alignvlm.data.sources import RenderSource
@@ -205,6 +208,20 @@ def test_each_page_by_itself_the_surest_first(run, learnt, request, kind):
     assert lines[0].endswith(f": {best['answer']}")
     assert lines[1] == f"    source: {path} page {number} ({best['answer']})"
     assert [line[0] for line in lines[::2]] == ["*", " ", " ", " "]
+
+
+def test_each_page_is_forgotten_when_it_has_been_asked_about(run, learnt, tiff, monkeypatch):
+    living: list[int] = []
+    own = ask_module.ask
+
+    def counted(*args: Any, **keys: Any) -> Any:
+        gc.collect()
+        living.append(sum(type(thing) is PageImage for thing in gc.get_objects()))
+        return own(*args, **keys)
+
+    monkeypatch.setattr(ask_module, "ask", counted)
+    assert run("ask", learnt.model, tiff, QUESTION, "--each").exit_code == 0
+    assert living == [1, 1, 1, 1]
 
 
 def test_an_empty_answer_is_never_the_best(learnt):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -84,6 +84,13 @@ def _pages(
     return found
 
 
+class _Place(NamedTuple):
+    """Where a page came from, which is all that is kept of one that has been asked about."""
+
+    file: str
+    page: int
+
+
 class _Asker:
     """A loaded model, what is asked, and how its answers are shown."""
 
@@ -104,27 +111,28 @@ class _Asker:
     def _no_vocabulary(self) -> str:
         return f"this model's is {self.model.config.connector.type!r}, which has no P_vocab"
 
-    def ask(self, pages: list[PageImage]) -> tuple[Answer, list[PageImage], list[Citation]]:
+    def ask(self, pages: list[PageImage]) -> tuple[Answer, list[_Place], list[Citation]]:
         from .ask import ask
         from .cite import cite, read_pages
 
         images = [page.image for page in pages]
+        places = [_Place(page.file, page.page) for page in pages]
         answer = ask(
             self.model, self.processor, images, self.question, max_new_tokens=self.max_new_tokens
         )
         if not (self.cites and answer.text):
-            return answer, pages, []
-        return answer, pages, cite(answer.text, read_pages(self.model, self.processor, pages))
+            return answer, places, []
+        return answer, places, cite(answer.text, read_pages(self.model, self.processor, pages))
 
     def data(
-        self, answer: Answer, pages: list[PageImage], citations: list[Citation]
+        self, answer: Answer, pages: list[_Place], citations: list[Citation]
     ) -> dict[str, Any]:
         from .cite import cited_pages
 
         data: dict[str, Any] = {
             "answer": answer.text,
             "log_probability": round(answer.log_probability, 4),
-            "pages": [{"file": page.file, "page": page.page} for page in pages],
+            "pages": [page._asdict() for page in pages],
             **_timings(answer),
         }
         if self.cites:
@@ -134,12 +142,12 @@ class _Asker:
             data["boxes"] = [asdict(citation) for citation in citations]
         return data
 
-    def lines(self, answer: Answer, pages: list[PageImage], citations: list[Citation]) -> list[str]:
+    def lines(self, answer: Answer, pages: list[_Place], citations: list[Citation]) -> list[str]:
         """The answer, where it stands, and the boxes if they are wanted."""
         return [answer.text, *self._sources(answer, citations)]
 
     def lines_each(
-        self, answer: Answer, pages: list[PageImage], citations: list[Citation], *, best: bool
+        self, answer: Answer, pages: list[_Place], citations: list[Citation], *, best: bool
     ) -> list[str]:
         (page,) = pages
         mark, sure = "*" if best else " ", f"{answer.log_probability:.2f}"
