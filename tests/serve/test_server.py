@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from typing import Any
 
 import openai
 import pytest
 import torch
-from server_thread import CHAT, Running, data_url, serving, user_message
+from server_thread import CHAT, Running, serving, user_message
 
 from alignvlm.ask import ask
 from alignvlm.errors import ConfigError
@@ -347,37 +345,3 @@ def test_a_key_that_no_client_could_send_is_refused(model, processor, key):
         serving(model, processor, LIMITS, api_key=key),
     ):
         pass
-
-
-def test_urls_are_fetched_only_when_allowed(model, processor, images, tmp_path):
-    images[0].save(tmp_path / "page.png")
-    (tmp_path / "big.png").write_bytes(b"x" * (LIMITS.max_body + 1))
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    files = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))
-    thread = threading.Thread(target=files.serve_forever)
-    thread.start()
-    address = f"http://127.0.0.1:{files.server_port}/"
-    allowed = Limits(allow_urls=True, max_body=LIMITS.max_body)
-    try:
-        with serving(model, processor, allowed) as running, running.client() as client:
-            create = partial(client.chat.completions.create, model="tiny", max_tokens=8)
-            fetched: Any = create(messages=image_part(address + "page.png"))
-            inline: Any = create(messages=image_part(data_url(images[0])))
-            assert fetched.choices == inline.choices
-            assert fetched.usage == inline.usage
-            with pytest.raises(openai.BadRequestError, match="404"):
-                create(messages=image_part(address + "none.png"))
-            with pytest.raises(openai.BadRequestError, match="larger than 300000 bytes"):
-                create(messages=image_part(address + "big.png"))
-            with pytest.raises(openai.BadRequestError, match="cannot be fetched"):
-                create(messages=image_part("http://[::bad/a.png"))
-            with pytest.raises(openai.BadRequestError, match="as a data URL"):
-                create(messages=image_part("file:///etc/hostname"))
-    finally:
-        files.shutdown()
-        thread.join()
-        files.server_close()

@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from openai.types.chat import ChatCompletionChunk
 from openai.types.completion_usage import CompletionUsage, PromptTokensDetails
@@ -22,7 +22,7 @@ from ..errors import AlignVLMError
 from .generation import Generator, Prompt, first_stop
 from .limits import Limits, Line, RequestError
 from .metrics import Metrics
-from .pages import read_documents
+from .pages import Address, Document, fetch_documents, read_documents
 from .schema import ChatRequest, parse_request
 
 log = logging.getLogger("alignvlm.serve")
@@ -176,8 +176,11 @@ class ChatEndpoint:
         _require_json(scope)
         body = await call.within(read_body(scope, receive, self.limits.max_body))
         call.watch(receive)
-        request, documents = await call.within(asyncio.to_thread(self._read, body))
+        request, found = await call.within(asyncio.to_thread(self._read, body))
+        used = len(body)
         del body
+        documents = await call.within(fetch_documents(found, self.limits, used))
+        del found
         await call.within(self.line.turn.acquire())
         began = time.monotonic()
         streamer = None
@@ -193,11 +196,11 @@ class ChatEndpoint:
             self.line.last_seconds = time.monotonic() - began
             self.line.turn.release()
 
-    def _read(self, body: bytes) -> tuple[ChatRequest, list[Any]]:
+    def _read(self, body: bytes) -> tuple[ChatRequest, list[Document | Address]]:
         request = parse_request(body, self.limits, self.name)
         return request, read_documents(request, self.limits)
 
-    async def _prompt(self, call: Call, request: ChatRequest, documents: list[Any]) -> Prompt:
+    async def _prompt(self, call: Call, request: ChatRequest, documents: list[Document]) -> Prompt:
         # shielded: the inference thread must find its future as it left it
         future = asyncio.shield(self.generator.prepare(request, documents, call.abandoned))
         try:

@@ -21,7 +21,7 @@ class Limits:
     """What one request, and all of them together, may cost.
 
     Attributes:
-        max_body: bytes of a request, and of a fetched picture.
+        max_body: bytes of a request, with the files that are fetched for it.
         max_pixels: of one picture or PDF page, known before it is decoded.
         max_images: pictures and PDF pages in a request.
         max_new_tokens: tokens of an answer; also what a request gets that names no number.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
+import ssl
 from dataclasses import dataclass
+from functools import cache
 
+import httpx
 from PIL import Image
 
 from ..data.documents import open_document
@@ -16,6 +20,7 @@ from .schema import ChatRequest, too_many_images
 DPI = 144
 """Resolution of PDF pages, in pixels per inch."""
 FETCH_SECONDS = 10.0
+"""Until the last byte of a fetched file, redirects included."""
 
 
 @dataclass(frozen=True)
@@ -31,18 +36,54 @@ class Document:
     data: bytes
 
 
-def read_documents(request: ChatRequest, limits: Limits) -> list[Document]:
-    """Bytes of all pictures and PDFs, in order.
+@dataclass(frozen=True)
+class Address:
+    """A picture or PDF that is not fetched yet; attributes as those of :class:`Document`."""
+
+    where: str
+    url: str
+
+
+def read_documents(request: ChatRequest, limits: Limits) -> list[Document | Address]:
+    """All pictures and PDFs, in order; those that are no data URLs have only their address.
 
     Raises:
-        RequestError: an address that is no data URL and may not or cannot be fetched.
+        RequestError: an address that may not be fetched, or a data URL that is none.
     """
     return [
-        Document(
-            where, _data_url(where, url) if url.startswith("data:") else _fetch(where, url, limits)
-        )
+        Document(where, _data_url(where, url))
+        if url.startswith("data:")
+        else _address(where, url, limits)
         for where, url in request.documents
     ]
+
+
+async def fetch_documents(
+    found: list[Document | Address], limits: Limits, used: int
+) -> list[Document]:
+    """What :func:`read_documents` found, fetched one after the other.
+
+    On the event loop rather than a thread, so that whoever awaits it can end it at any byte.
+
+    Args:
+        used: bytes of the request's body, which count towards ``max_body`` like the files.
+
+    Raises:
+        RequestError: a file that cannot be fetched in time, or is too large with all others.
+    """
+    documents, left = list[Document](), limits.max_body - used
+    if all(isinstance(one, Document) for one in found):
+        return [one for one in found if isinstance(one, Document)]
+    certificates = await asyncio.to_thread(_certificates)
+    # a compressed file could be a thousand times larger than what is counted
+    keys = {"follow_redirects": True, "headers": {"accept-encoding": "identity"}}
+    async with httpx.AsyncClient(verify=certificates, timeout=FETCH_SECONDS, **keys) as client:
+        for one in found:
+            if isinstance(one, Address):
+                one = Document(one.where, await _fetch(client, one, left, limits))
+                left -= len(one.data)
+            documents.append(one)
+    return documents
 
 
 def decode(documents: list[Document], limits: Limits) -> list[list[Image.Image]]:
@@ -80,7 +121,7 @@ def _data_url(where: str, url: str) -> bytes:
         raise _bad_url(where, f"the data URL is not base64: {error}") from None
 
 
-def _fetch(where: str, url: str, limits: Limits) -> bytes:
+def _address(where: str, url: str, limits: Limits) -> Address:
     if not url.lower().startswith(("http://", "https://")):
         raise _bad_url(where, "send the file as a data URL (data:image/png;base64,...)")
     if not limits.allow_urls:
@@ -89,17 +130,40 @@ def _fetch(where: str, url: str, limits: Limits) -> bytes:
             "this server fetches no URLs; send the file as a data URL (data:image/png;base64,...)",
             "url_not_allowed",
         )
-    import httpx
+    return Address(where, url)
 
-    data = bytearray()
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """Read once: it takes long."""
+    return httpx.create_ssl_context()
+
+
+async def _fetch(client: httpx.AsyncClient, address: Address, left: int, limits: Limits) -> bytes:
     try:
-        with httpx.stream("GET", url, follow_redirects=True, timeout=FETCH_SECONDS) as response:
-            response.raise_for_status()
-            for chunk in response.iter_bytes():
-                data += chunk
-                if len(data) > limits.max_body:
-                    raise _bad_url(where, f"the file is larger than {limits.max_body} bytes")
+        # httpx itself limits only the wait for the next byte
+        return await asyncio.wait_for(_download(client, address, left, limits), FETCH_SECONDS)
+    except asyncio.TimeoutError:
+        reason = f"it takes longer than {FETCH_SECONDS:g} s"
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise _bad_url(where, f"the URL cannot be fetched: {reason}", "url_not_fetched") from None
+    raise _bad_url(address.where, f"the URL cannot be fetched: {reason}", "url_not_fetched")
+
+
+async def _download(
+    client: httpx.AsyncClient, address: Address, left: int, limits: Limits
+) -> bytes:
+    data = bytearray()
+    async with client.stream("GET", address.url) as response:
+        response.raise_for_status()
+        async for chunk in response.aiter_raw():
+            data += chunk
+            if len(data) > left:
+                raise RequestError(
+                    f"{address.where}: the request and the files it names are larger than this "
+                    f"server's limit of {limits.max_body} bytes together",
+                    status=413,
+                    code="body_too_large",
+                    param=address.where,
+                )
     return bytes(data)
