@@ -16,6 +16,7 @@ import transformers
 import typer
 from PIL import Image
 from safetensors import safe_open
+from tests.data.test_pages import pdf as encrypted_pdf
 from transformers import AutoConfig
 from typer.testing import CliRunner, Result
 
@@ -316,6 +317,17 @@ def test_what_cannot_be_asked(run, learnt, page, tmp_path):
     refused(run("ask", learnt.model, tmp_path / "none", QUESTION), "no PDF and no picture")
     for files in (["-", "-"], [page, "-", "-"]):
         refused(run("ask", learnt.model, *files, QUESTION), "only once")
+
+
+def test_an_encrypted_pdf_asks_for_its_password(run, learnt, tmp_path):
+    locked = tmp_path / "locked.pdf"
+    locked.write_bytes(encrypted_pdf(password="secret"))
+    for verb, last in (("ask", (QUESTION,)), ("embed", ("--base64",))):
+        refused(run(verb, learnt.model, locked, *last), "locked.pdf: ", "it with --password")
+        wrong = run(verb, learnt.model, locked, *last, "--password", "none")
+        refused(wrong, "this is not its password")
+    right = run("ask", learnt.model, locked, QUESTION, "--dpi", 40, "--password", "secret")
+    assert right.exit_code == 0
 
 
 def test_embed_writes_what_the_language_model_gets(run, learnt, page, tmp_path):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from .errors import AlignVLMError, ConfigError
+from .errors import AlignVLMError, ConfigError, DataError
 
 if TYPE_CHECKING:
     from .ask import Answer
@@ -76,11 +76,16 @@ def _pages(
     files: list[str], pages: str | None, max_pages: int, password: str | None, dpi: float
 ) -> Pages:
     """Pages to use; those that ``max_pages`` leaves out are named on stderr."""
+    from .data.documents import LockedPdfError
     from .data.pages import Pages
 
     found = Pages(files, dpi=dpi, pages=pages, password=password, max_pages=max_pages)
-    if found.left_out:
-        typer.echo(f"note: {found.left_out}", err=True)
+    try:
+        left_out = found.left_out  # opens every file
+    except LockedPdfError as error:
+        raise DataError(f"{error}, or give it with --password") from None
+    if left_out:
+        typer.echo(f"note: {left_out}", err=True)
     return found
 
 

@@ -176,7 +176,7 @@ def test_encrypted_pdfs_open_with_their_password(tmp_path: Path, password: str):
     for image in load_pages(path, password=password):
         assert np.array_equal(image, load_pages(plain)[0])
     assert len(Pages([path], password=password)) == 2
-    with pytest.raises(DataError, match=r"locked\.pdf: .*encrypted: give its password"):
+    with pytest.raises(DataError, match=r"locked\.pdf: .*encrypted: save a copy [^-]*$"):
         load_pages(path)
     with pytest.raises(DataError, match=r"locked\.pdf: .*this is not its password"):
         load_pages(path, password="wrong")

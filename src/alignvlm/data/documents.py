@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "WEBP", "GIF", "BMP", "PPM", "JPEG2000", "AVIF")
 """Picture formats opened (never EPS and the like, which run other programs)."""
+LOCKED = "the PDF is encrypted: save a copy that opens without a password"
+
+
+class LockedPdfError(DataError):
+    """A PDF that needs a password, and none was given; the command line's verbs with an option for
+    it say so."""
 
 
 def open_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -221,7 +227,7 @@ def _open_pdf(
     except pdfium.PdfiumError as error:
         data = path.read_bytes() if data is None else data
         reason = _why_refused(data, password, getattr(error, "err_code", None))
-        raise DataError(f"{path}: {reason}") from error
+        raise (LockedPdfError if reason == LOCKED else DataError)(f"{path}: {reason}") from error
     try:
         yield document
     finally:
@@ -236,7 +242,7 @@ def _why_refused(data: bytes, password: str | None, code: int | None) -> str:
         if code == raw.FPDF_ERR_SECURITY:
             return "the PDF is encrypted in a way PDFium does not know: save an unprotected copy"
         if password is None:
-            return "the PDF is encrypted: give its password (--password)"
+            return LOCKED
         return "the PDF is encrypted and this is not its password"
     # pypdfium2 treats a good file without pages as one that does not load
     secret = None if password is None else password.encode() + b"\0"
