@@ -18,6 +18,7 @@ import typer
 
 from alignvlm.cli_serve import serve
 from alignvlm.errors import AlignVLMError, ConfigError
+from alignvlm.serve import server
 from alignvlm.serve.server import is_loopback, model_name
 
 START = """
@@ -81,6 +82,28 @@ def test_other_machines_with_a_key_or_a_flag(keys, tmp_path):
     # past that check there is no model
     with pytest.raises(AlignVLMError, match=r"config\.json"):
         serve(str(tmp_path), host="0.0.0.0", port=0, **keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "hosts"),
+    [
+        ({}, {"127.0.0.1", "[::1]", "localhost"}),
+        ({"host": "127.0.0.7"}, {"127.0.0.1", "127.0.0.7", "[::1]", "localhost"}),
+        ({"api_key": "s3cret"}, None),
+        ({"allow_no_key": True}, None),
+    ],
+)
+def test_without_a_key_the_server_has_only_its_own_names(tiny_model_dir, monkeypatch, keys, hosts):
+    class Made(Exception):
+        pass
+
+    def create_app(*args: Any, **given: Any) -> Any:
+        assert given.get("hosts") == hosts
+        raise Made
+
+    monkeypatch.setattr(server, "create_app", create_app)
+    with pytest.raises(Made):
+        serve(str(tiny_model_dir), port=0, **keys)
 
 
 def test_a_taken_port_is_said_before_the_model_is_loaded(tmp_path):

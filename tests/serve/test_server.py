@@ -17,6 +17,7 @@ from server_thread import CHAT, Running, serving, user_message
 from alignvlm.ask import ask
 from alignvlm.errors import ConfigError
 from alignvlm.serve.limits import Limits
+from alignvlm.serve.server import LOCAL
 
 LIMITS = Limits(
     max_body=300_000, max_pixels=5000, max_images=3, max_new_tokens=400, queue=8, timeout=60
@@ -336,6 +337,38 @@ def test_an_api_key_is_needed_for_all_but_health(model, processor, images):
             assert client.chat.completions.create(model="tiny", messages=messages, max_tokens=1)
         for path, status in (("/metrics", 401), ("/v1/models", 401), ("/health", 200)):
             assert running.http.get(path).status_code == status
+
+
+def test_other_names_than_the_servers_are_refused(model, processor):
+    """What a browser sends after a page's name was led to this machine."""
+    with serving(model, processor, LIMITS, hosts=LOCAL) as running:
+
+        def asked(host: str) -> Any:
+            return running.http.get("/v1/models", headers={"host": host})
+
+        for host in (
+            "127.0.0.1",
+            "127.0.0.1:8000",
+            "localhost:1",
+            "LOCALHOST",
+            "[::1]:8000",
+            "[::1]",
+        ):
+            assert asked(host).status_code == 200, host
+        for host in (
+            "evil.example",
+            "evil.example:8000",
+            "127.0.0.1.evil.example",
+            "[::2]:8000",
+            "",
+        ):
+            response = asked(host)
+            assert response.status_code == 403, host
+            assert response.json()["error"]["code"] == "host_not_allowed"
+        headers = {"host": "evil.example"}
+        assert running.http.post(CHAT, json={}, headers=headers).status_code == 403
+        with running.client() as client:
+            assert [one.id for one in client.models.list()] == ["tiny"]
 
 
 @pytest.mark.parametrize("key", ["", " ", "schlüssel", "two\nlines"])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import hmac
 import ipaddress
+import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,36 @@ from .limits import Limits, Line, RequestError
 from .metrics import Measured, Metrics
 
 CHAT = "/v1/chat/completions"
+LOCAL = ("127.0.0.1", "[::1]", "localhost")
 PATHS = {CHAT, "/v1/models", "/health", "/metrics"}
 SHUTDOWN_SECONDS = 10
 """What is being answered when the server is told to stop has this long to end."""
+
+
+class HostsAllowed:
+    """ASGI middleware: requests under other names are refused.
+
+    A web page may have its own name lead to 127.0.0.1 once it is loaded; its browser then takes the
+    server for the page's own and lets it read the answers. Starlette's middleware answers in plain
+    text, and its older versions know no IPv6 addresses.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
+        self.app = app
+        self.hosts = {host.lower() for host in hosts}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            given = dict(scope["headers"]).get(b"host", b"").decode("latin-1").lower()
+            if re.sub(r":\d*$", "", given) not in self.hosts:
+                error = RequestError(
+                    f"this server answers as {' or '.join(sorted(self.hosts))} only; set an API "
+                    "key to use another name",
+                    status=403,
+                    code="host_not_allowed",
+                )
+                return await refuse(error, scope, receive, send)
+        await self.app(scope, receive, send)
 
 
 class KeyRequired:
@@ -62,6 +90,7 @@ def create_app(
     name: str,
     limits: Limits | None = None,
     api_key: str | None = None,
+    hosts: Collection[str] | None = None,
 ) -> FastAPI:
     """The server as an ASGI application.
 
@@ -70,6 +99,7 @@ def create_app(
         name: of the model, as clients ask for it.
         limits: default: those of :class:`Limits`.
         api_key: None: nobody is asked for one.
+        hosts: names of the server, as requests' ``Host`` has them, IPv6 in brackets; default: any.
 
     Raises:
         ConfigError: an API key that no client could send.
@@ -111,6 +141,8 @@ def create_app(
     ]
     if api_key is not None:
         app.add_middleware(KeyRequired, key=api_key)
+    if hosts is not None:
+        app.add_middleware(HostsAllowed, hosts=hosts)
     app.add_middleware(Measured, metrics=metrics, paths=PATHS)
     return app
 
@@ -169,6 +201,9 @@ def run(
 ) -> None:
     """Load a model and serve it until interrupted.
 
+    Without an API key, and unless ``allow_no_key`` says that others may ask, only requests to this
+    machine's own names are answered.
+
     Raises:
         ConfigError: an address that others can reach without an API key, or one that is taken.
         WeightsError: no such model, or one that cannot be loaded.
@@ -183,7 +218,11 @@ def run(
 
         name = name or model_name(reference)
         model, processor = load_model(reference)
-        app = create_app(model, processor, name=name, limits=limits, api_key=api_key)
+        shown = f"[{host}]" if ":" in host else host
+        keys: dict[str, Any] = {"limits": limits, "api_key": api_key}
+        if api_key is None and not allow_no_key:
+            keys["hosts"] = {*LOCAL, shown}
+        app = create_app(model, processor, name=name, **keys)
         config = uvicorn.Config(
             app,
             log_level="warning",
@@ -193,7 +232,6 @@ def run(
             server_header=False,
         )
         bound_port = listener.getsockname()[1]
-        shown = f"[{host}]" if ":" in host else host
         report(f"serving {name} at http://{shown}:{bound_port}/v1 (Ctrl-C to stop)")
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listener])
