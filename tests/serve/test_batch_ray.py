@@ -92,6 +92,11 @@ EIGHT = {"CPU": 96.0, "GPU": 8.0}
         ([EIGHT], Pool(num_gpus=0.25, batch_size=1), 32, 0.25, 3),
         ([{"CPU": 1.0}], Pool(actors=2), 2, 0, 1),
         ([EIGHT], Pool(batch_size=100), 1, 1, 96),  # no more workers than batches
+        ([EIGHT, {"CPU": 4.0}], Pool(), 8, 1, 12),  # none goes where no GPU is
+        ([EIGHT, {"CPU": 96.0, "GPU": 1.0}], Pool(), 9, 1, 12),  # eight on one, one on the other
+        ([EIGHT, EIGHT], Pool(actors=3), 3, 1, 48),
+        ([EIGHT, {"CPU": 4.0}], Pool(num_gpus=0), 2, 0, 4),
+        ([{"CPU": 0.0}, {"CPU": 8.0}], Pool(), 1, 0, 8),  # a head that takes no work
     ],
 )
 def test_how_workers_are_placed(nodes, pool, actors, gpus, cpus):
@@ -103,6 +108,12 @@ def test_how_workers_are_placed(nodes, pool, actors, gpus, cpus):
 def test_gpus_that_are_not_there():
     with pytest.raises(ConfigError, match="an actor wants 2 GPUs, but no machine has more than 1"):
         batch_ray._share(Cluster({"CPU": 4.0, "GPU": 1.0}), Pool(num_gpus=2), 9)
+
+
+@pytest.mark.parametrize("nodes", [[], [{}], [{"CPU": 0.0, "GPU": 8.0}]])
+def test_a_cluster_that_takes_no_work(nodes):
+    with pytest.raises(ConfigError, match="no machine of the Ray cluster offers a CPU"):
+        batch_ray._share(Cluster(*nodes), Pool(), 9)
 
 
 @pytest.mark.slow

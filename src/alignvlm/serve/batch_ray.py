@@ -141,19 +141,30 @@ _NO_CLUSTER = "no Ray cluster at {!r}: {}; start one with ray start --head"
 
 
 def _share(ray: Any, pool: Pool, units: int) -> tuple[int, dict[str, Any]]:
-    """Number of actors, and the GPUs and CPUs of each."""
+    """Number of actors, and the GPUs and CPUs of each.
+
+    Raises:
+        ConfigError: no machine can take an actor.
+    """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpus = [node.get("GPU", 0) for node in nodes]
+    nodes = [node for node in nodes if node.get("CPU", 0) >= 1]  # an actor takes a CPU at least
+    if not nodes:
+        raise ConfigError("no machine of the Ray cluster offers a CPU to workers")
+    most = max(node.get("GPU", 0) for node in nodes)
     num_gpus = pool.num_gpus
     if num_gpus is None:
-        num_gpus = 1 if max(gpus) >= 1 else 0
-    if num_gpus > max(gpus):
+        num_gpus = 1 if most >= 1 else 0
+    if num_gpus > most:
         raise ConfigError(
-            f"an actor wants {num_gpus:g} GPUs, but no machine has more than {max(gpus):g}; "
+            f"an actor wants {num_gpus:g} GPUs, but no machine has more than {most:g}; "
             "see --num-gpus"
         )
-    places = sum(int(gpu // num_gpus) for gpu in gpus) if num_gpus else len(nodes)
-    actors = min(pool.actors or places, -(-units // pool.batch_size))
-    a_node = -(-actors // len(nodes))
-    cpus = min(int(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0) >= 1)
-    return actors, {"num_gpus": num_gpus, "num_cpus": max(1, cpus // a_node)}
+    # how many actors each machine has room for; without GPUs one, or all that are asked for
+    rooms = [
+        int(node.get("GPU", 0) // num_gpus) if num_gpus else pool.actors or 1 for node in nodes
+    ]
+    actors = min(pool.actors or sum(rooms), -(-units // pool.batch_size))
+    placed = min(actors, sum(rooms))
+    a_node = next(n for n in range(1, placed + 1) if sum(min(n, room) for room in rooms) >= placed)
+    cpus = min(int(node["CPU"]) // min(a_node, room) for node, room in zip(nodes, rooms) if room)
+    return actors, {"num_gpus": num_gpus, "num_cpus": max(1, cpus)}
