@@ -11,11 +11,25 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from PIL import Image
+
 from alignvlm.analysis import read_page
 from alignvlm.ask import ask, load_model
 from alignvlm.data.documents import load_pages
 from alignvlm.data.sources import TRANSCRIBE_QUESTION
+from alignvlm.errors import DataError
 from alignvlm.finetune import finetune, merge_adapter, settings_from
+
+
+def first_page(folder: Path) -> Image.Image:
+    """Of the first PDF that can be read; training passes over the others too."""
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() == ".pdf":
+            try:
+                return load_pages(path, pages="1")[0]
+            except DataError as error:
+                print(f"passed over: {error}")
+    raise DataError(f"{folder}: no PDF that can be read")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -26,13 +40,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=float, default=3)
     args = parser.parse_args(arguments)
 
+    page = first_page(args.folder)
     settings = settings_from(model=args.model, pdfs=args.folder, epochs=args.epochs)
     unfinished = (args.out / "run.finetuning").exists()
     outcome = finetune(settings, args.out / "run", resume=unfinished)
     print(outcome.to_text())
 
     model, processor = load_model(merge_adapter(args.out / "run", args.out / "model"))
-    page = load_pages(next(iter(sorted(args.folder.rglob("*.pdf")))))[0]
     print("ALIGN reads:", read_page(model, processor, page).text(processor.tokenizer))
     print("the model says:", ask(model, processor, [page], TRANSCRIBE_QUESTION).text)
 

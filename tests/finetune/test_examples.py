@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.data.test_documents import make_pdf, text_at
 
 from alignvlm.compose import load_pretrained
+from alignvlm.errors import DataError
 from alignvlm.finetune import merge_adapter
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -55,3 +57,16 @@ def test_your_pdfs(
     assert "the model says:" in printed
     assert (tmp_path / "run" / "report.html").is_file()
     assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+def test_the_page_to_read_is_the_first_that_can_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first_page = example("finetune_on_your_pdfs").first_page
+    (tmp_path / "a.pdf").write_bytes(b"%PDF-1.7 and nothing else")
+    with pytest.raises(DataError, match="no PDF that can be read"):
+        first_page(tmp_path)
+    (tmp_path / "more").mkdir()
+    make_pdf(tmp_path / "more" / "B.PDF", [text_at((20, 150, "jumps"))] * 2)
+    assert first_page(tmp_path).size == (600, 400)
+    assert "a.pdf: not a PDF, or damaged" in capsys.readouterr().out
