@@ -192,10 +192,26 @@ def test_where_a_token_starts_is_learnt_through_the_gate() -> None:
     assert gradient is not None and gradient.any()
 
 
-def test_the_speller_sees_a_window_and_nothing_beyond() -> None:
-    speller = Speller(5, 8, depth=1).eval()
-    chars = torch.rand(40, 5, requires_grad=True)
-    speller.features(speller.windows(chars), speller.beginnings(chars))[20, 0].backward()
-    assert chars.grad is not None
-    seen = chars.grad.abs().sum(1).nonzero()[:, 0].tolist()
-    assert seen == list(range(20 - BEFORE, 20 + AFTER))
+def test_the_speller_sees_the_rest_of_a_word_and_nothing_else() -> None:
+    def seen(text: str, at: int) -> str:
+        speller = Speller(3, 8, depth=1, space=0).eval()
+        kinds = torch.tensor([" ab".index(c) for c in text])
+        chars = torch.nn.functional.one_hot(kinds, 3).float().requires_grad_()
+        speller.features(speller.windows(chars), speller.beginnings(chars))[at, 0].backward()
+        assert chars.grad is not None
+        return "".join(c if g else "." for c, g in zip(text, chars.grad.abs().sum(1)))
+
+    assert seen("ab abba ba", 4) == "...abba .."  # the one before, the word, the one after
+    assert seen("ab abba ba", 2) == ".b a......"  # a space: what follows it
+    assert seen("b" * 40, 20) == "." * (20 - BEFORE) + "b" * (BEFORE + AFTER) + "." * (20 - AFTER)
+
+
+def test_a_word_has_the_same_features_wherever_it_stands() -> None:
+    speller = Speller(3, 8, depth=1, space=0).eval()
+
+    def features(text: str) -> torch.Tensor:
+        chars = torch.eye(3)[[" ab".index(c) for c in text]]
+        return speller.features(speller.windows(chars), speller.beginnings(chars))
+
+    one, other = features(" a abb b"), features(" bbabaa abb aaa")
+    torch.testing.assert_close(one[3:6], other[8:11])

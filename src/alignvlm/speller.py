@@ -3,7 +3,7 @@
 A text line is a sequence of *soft characters*, distributions over an alphabet. At each character
 the speller says how long the token is that would start there, and gives a feature from which ALIGN
 tells which. Where tokens do start follows: each begins where the one before it ends, so whatever
-the speller takes for a token, no character is left out. It looks at a window of characters and at
+the speller takes for a token, no character is left out. It looks at the rest of a word and at
 nothing else, so it can be trained on plain text, a thousand tokens a second, before it sees a page
 (:mod:`alignvlm.train.spelling`).
 
@@ -19,10 +19,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-BEFORE, AFTER = 8, 16
+BEFORE, AFTER = 1, 16
 """Characters seen before a character, and from it on (itself included); tokens are no longer."""
 
 
@@ -72,9 +72,30 @@ class Speller(nn.Module):
         self.length = nn.Linear(width, 1 + AFTER)
 
     def windows(self, chars: Float[Tensor, "*b l alphabet"]) -> Float[Tensor, "*b l window"]:
-        """Embedded characters around each character; zeros beyond the ends of the line."""
+        """Embedded characters from the one before each character to the end of its word.
+
+        No token reaches further, so nothing else can matter: the same word gives the same features
+        wherever it stands. Zeros beyond.
+        """
         x = F.pad(self.embed(chars), (0, 0, BEFORE, AFTER - 1))
-        return x.unfold(-2, BEFORE + AFTER, 1).transpose(-1, -2).flatten(-2)
+        x = x.unfold(-2, BEFORE + AFTER, 1).transpose(-1, -2)
+        return (x * self._in_sight(chars)[..., None]).flatten(-2)
+
+    def _ahead(self, chars: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The likeliest characters ``[*b, l]`` and, from each on, ``[*b, l, k]``; and which of
+        these are of its word."""
+        kinds = chars.argmax(-1)
+        kinds[~chars.any(-1)] = self.space  # beyond the line
+        ahead = F.pad(kinds, (0, AFTER - 1), value=self.space).unfold(-1, AFTER, 1)
+        return kinds, ahead, (ahead != self.space).long().cumprod(-1).bool()
+
+    @torch.no_grad()
+    def _in_sight(self, chars: Tensor) -> Bool[Tensor, "*b l k"]:
+        """The character before, the word, and one character after its end."""
+        _, _, inside = self._ahead(chars)
+        seen = F.pad(inside[..., :-1], (BEFORE + 1, 0), value=True)
+        seen[..., BEFORE + 1] = True  # what follows a space decides to which token it belongs
+        return seen
 
     @torch.no_grad()
     def beginnings(self, chars: Float[Tensor, "*b l alphabet"]) -> Int[Tensor, "*b l k"]:
@@ -82,10 +103,7 @@ class Speller(nn.Module):
 
         The likeliest characters count, and whether a space stands before the first.
         """
-        kinds = chars.argmax(-1)
-        kinds[~chars.any(-1)] = self.space  # beyond the line
-        ahead = F.pad(kinds, (0, AFTER - 1), value=self.space).unfold(-1, AFTER, 1)
-        inside = (ahead != self.space).long().cumprod(-1).bool()
+        kinds, ahead, inside = self._ahead(chars)
         after_space = F.pad(kinds, (1, 0), value=self.space)[..., :-1] == self.space
         value = after_space.long()
         buckets = []
