@@ -78,19 +78,25 @@ def test_a_page_of_tiles_is_read_as_one() -> None:
 def test_a_page_seen_before_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     model = eager(LineReaderModel(LineReaderConfig(**TINY))).eval()
     read: list[int] = []
-    own = model._read_page
-    monkeypatch.setattr(model, "_read_page", lambda page: (read.append(1), own(page))[1])
+    own = model._find
+    monkeypatch.setattr(model, "_find", lambda *page: (read.append(1), own(*page))[1])
     tiles = torch.randn(1, 3, 40, 80)
     with torch.no_grad():
         first, again = (model(tiles).last_hidden_state for _ in range(2))
         assert len(read) == 1 and torch.equal(first, again)
         model(tiles + 1)
         assert len(read) == 2
-        model.blank.add_(1)  # other weights, another reading
+        model.speller.norm.bias.add_(1)  # other weights, another reading
         assert not torch.equal(model(tiles).last_hidden_state, first)
     assert len(read) == 3
     model(tiles)  # with gradients nothing is remembered
     assert len(read) == 4
+    model.requires_grad_(False)
+    with torch.inference_mode():
+        model(tiles + 2)
+    head = torch.nn.Linear(16, 1)  # a frozen encoder's memory serves training, too
+    head(model(tiles + 2).last_hidden_state.permute(0, 2, 3, 1)).sum().backward()
+    assert len(read) == 5 and head.weight.grad is not None
 
 
 def test_saving_and_loading_changes_nothing(tmp_path: Path) -> None:

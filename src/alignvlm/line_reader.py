@@ -41,7 +41,7 @@ WORD_GAP_EMS = 1.7
 """Left edges of neighbours further apart than this have a space between them, seen or not."""
 MAX_SHIFT = 2
 """Cells a token may move right when the cell it starts in is taken."""
-REMEMBERED_PAGES = 4
+REMEMBERED_PAGES = 64
 START_PRIOR = 0.12
 """Probability above which a character gets a cell in training, to learn whether a token starts."""
 
@@ -148,7 +148,7 @@ class LineReaderModel(PreTrainedModel):
         )
         self.blank = nn.Parameter(torch.zeros(config.hidden_size))
         self.space = space
-        self._pages: dict[Any, Tensor] = {}
+        self._pages: dict[Any, tuple[Tensor, Tensor]] = {}
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -196,11 +196,20 @@ class LineReaderModel(PreTrainedModel):
     def read_page(self, page: Float[Tensor, "3 height width"]) -> Float[Tensor, "d rows cols"]:
         """Features of each cell of a page.
 
-        Without gradients the last pages are remembered: on a CPU a page takes seconds, and people
-        ask several questions about it.
+        Where nothing is learnt the last pages are remembered: on a CPU a page takes seconds, people
+        ask several questions about it, and fine-tuning sees it every epoch.
         """
-        if torch.is_grad_enabled():
-            return self._read_page(page)
+        cell = self.config.patch_size
+        rows, cols = page.shape[1] // cell[0], page.shape[2] // cell[1]
+        learns = page.requires_grad or any(p.requires_grad for p in self.parameters())
+        if torch.is_grad_enabled() and learns:
+            cells, values = self._find(page, (rows, cols))
+        else:
+            cells, values = self._remembered(page, (rows, cols))
+        grid = self.blank[:, None].expand(-1, rows * cols)
+        return grid.index_copy(1, cells, values.T.to(grid.dtype)).view(-1, rows, cols)
+
+    def _remembered(self, page: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         # in-place changes of weights, and loading them, raise their version
         versions = sum(p._version for p in self.parameters())
         pixels = page.detach().float().cpu().contiguous().numpy()
@@ -208,25 +217,22 @@ class LineReaderModel(PreTrainedModel):
         if key not in self._pages:
             while len(self._pages) >= REMEMBERED_PAGES:
                 self._pages.pop(next(iter(self._pages)))
-            self._pages[key] = self._read_page(page)
+            # tensors of inference mode could not take part in training later
+            with torch.inference_mode(False), torch.no_grad():
+                self._pages[key] = self._find(page.clone(), size)
         return self._pages[key]
 
-    def train(self, mode: bool = True) -> LineReaderModel:
-        self._pages.clear()
-        return super().train(mode)
-
-    def _read_page(self, page: Tensor) -> Tensor:
-        cell = self.config.patch_size
-        rows, cols = page.shape[1] // cell[0], page.shape[2] // cell[1]
+    def _find(
+        self, page: Tensor, size: tuple[int, int]
+    ) -> tuple[Int[Tensor, "n"], Float[Tensor, "n d"]]:
+        """Cells in which tokens start, and their features."""
         features, probabilities = self.recognise(page)
         found = emissions(probabilities)
-        grid = self.blank[:, None].expand(-1, rows * cols)
-        if len(found.row):
-            placed = self.place(found, features)
-            lines = find_lines(found, placed, self.space)
-            cells, values = self._spell(lines, found, placed, probabilities, (rows, cols))
-            grid = grid.index_copy(1, cells, values.T.to(grid.dtype))
-        return grid.view(-1, rows, cols)
+        if not len(found.row):
+            return found.row, features.new_zeros(0, len(self.blank))
+        placed = self.place(found, features)
+        lines = find_lines(found, placed, self.space)
+        return self._spell(lines, found, placed, probabilities, size)
 
     def recognise(
         self, page: Float[Tensor, "3 height width"]
@@ -310,7 +316,7 @@ class LineReaderModel(PreTrainedModel):
         for at, row in zip(np.cumsum([0, *sizes]), lengths.argmax(-1).split(sizes)):
             starts[at + np.array(chain(row.tolist()), np.int64)] = True
         likely, gates = starts, None
-        if torch.is_grad_enabled():
+        if lengths.requires_grad:
             gates = torch.cat([start_probabilities(row) for row in lengths.split(sizes)])
             likely = gates.detach().cpu().numpy() > START_PRIOR
         chosen, cells = _arrange([place for row in places for place in row], starts, likely, size)
