@@ -103,7 +103,9 @@ class LineMaker:
 
     def _word(self, rng: np.random.Generator) -> str:
         word = self.words[rng.integers(len(self.words))]
-        if rng.random() < 0.2:
+        if rng.random() < 0.5:
+            # words that begin like a known one and go on otherwise: a reader must look at all of it
+            word = word[: int(rng.integers(2, len(word) + 1))]
             word += self.pieces[rng.integers(len(self.pieces))]
         return word + (",.:;)-/"[rng.integers(7)] if rng.random() < 0.15 else "")
 
