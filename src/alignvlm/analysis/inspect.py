@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from ..connectors import AlignConnector
 from ..errors import ConfigError
@@ -92,22 +93,47 @@ def read_page(
     Raises:
         ConfigError: the connector is not ALIGN, so there is no P_vocab.
     """
-    core = model.model
-    if not isinstance(core.connector, AlignConnector):
-        raise ConfigError(
-            f"inspect needs the 'align' connector; this model has {model.config.connector.type!r}"
-        )
+    grid, features = page_features(model, processor, image)
+    return read_features(model, processor, image.size, grid, features, k)
+
+
+@torch.no_grad()
+def page_features(
+    model: AlignVLMForConditionalGeneration, processor: AlignVLMProcessor, image: Image.Image
+) -> tuple[Grid, Tensor]:
+    """A page's tiles and their features ``[tiles, rows, cols, d_vision]``."""
     batch = processor.image_processor([image], return_tensors="pt")
     rows, cols, _ = batch["image_grids"][0].tolist()
     grid = Grid(rows, cols)
     pixels = batch["pixel_values"][: grid.tiles].to(model.device)  # the thumbnail has no place
-    features = core.encode_tiles(pixels, torch.tensor([[rows, cols, 0]]))
-    probabilities, ids = core.connector.top_tokens(features, k)
-    entropy = core.connector.entropy(features).flatten()
+    return grid, model.model.encode_tiles(pixels, torch.tensor([[rows, cols, 0]]))
+
+
+@torch.no_grad()
+def read_features(
+    model: AlignVLMForConditionalGeneration,
+    processor: AlignVLMProcessor,
+    size: tuple[int, int],
+    grid: Grid,
+    features: Tensor,
+    k: int,
+) -> PageReading:
+    """What :func:`page_features` gave, read; ``size`` is the page's width and height, px.
+
+    Raises:
+        ConfigError: see :func:`read_page`.
+    """
+    connector = model.model.connector
+    if not isinstance(connector, AlignConnector):
+        raise ConfigError(
+            f"inspect needs the 'align' connector; this model has {model.config.connector.type!r}"
+        )
+    probabilities, ids = connector.top_tokens(features, k)
+    entropy = connector.entropy(features).flatten()
     token_rows, token_cols = features.shape[1:3]
     order = page_order(grid, token_rows, token_cols).to(entropy.device)
     cells = _cells(
-        image.size,
+        size,
         grid,
         (token_rows, token_cols),
         model.config,

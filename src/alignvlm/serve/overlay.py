@@ -18,9 +18,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..analysis import PageReading, read_page
-from ..analysis.inspect import CellReading
+from ..analysis import PageReading
+from ..analysis.inspect import CellReading, page_features, read_features
 from ..analysis.vocabulary import most_used, prunable, pruned_to, vocabulary_mass
+from ..connectors.align import distinct
 from ..eval.noise import feature_noise
 from ..generation import AlignVLMForConditionalGeneration
 from ..processor import AlignVLMProcessor
@@ -166,16 +167,13 @@ def compare(
 def _read(
     model: AlignVLMForConditionalGeneration, processor: AlignVLMProcessor, image: Image.Image
 ) -> Reading:
-    """The features are caught on their way into the connector: the encoder runs once."""
-    caught: list[Tensor] = []
+    """The encoder runs once: what the page says, and what the language model is given."""
     connector = prunable(model, 1)
-    handle = connector.w1.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
-    try:
-        page = read_page(model, processor, image, TOP_TOKENS)
-    finally:
-        handle.remove()
-    output = connector(caught[0], model.model.text_embedding())
-    return Reading(page, output.flatten(0, 1).float())
+    grid, features = page_features(model, processor, image)
+    page = read_features(model, processor, image.size, grid, features, TOP_TOKENS)
+    rows, index = distinct(features.flatten(1, 2))
+    output = connector(rows[None, :, None], model.model.text_embedding())[0]
+    return Reading(page, output[index].flatten(0, 1).float())
 
 
 def _changed(before: PageReading, after: PageReading) -> set[int]:
