@@ -17,6 +17,9 @@ from .adapt import ALPHA, RANK
 from .common import BLANK, TEXT, arguments, load, load_tokenizer, new_parts
 
 FOLDER = Path("models/smol")
+BLANK_GAMMA = 8.0
+"""The blank is no target on text: its γ is set, a little above the others', so that it can be said
+for sure."""
 VISION_KEYS = (
     "model_type", "image_size", "patch_size", "cell_features", "pool_width", "alphabet",
     "hidden_size", "speller_depth",
@@ -29,7 +32,7 @@ def find_blank(start: torch.Tensor, align: AlignConnector, blank_id: int) -> tor
     feature = start.detach().clone().requires_grad_()
     target = torch.tensor([blank_id])
     optimizer = torch.optim.Adam([feature], lr=0.05)
-    for _ in range(400):
+    for _ in range(800):
         result = align.mixture(align.hidden(feature[None]), None, target)
         loss = (result.logsumexp - result.target_logits).sum()
         if loss < 1e-4:
@@ -41,6 +44,19 @@ def find_blank(start: torch.Tensor, align: AlignConnector, blank_id: int) -> tor
     return feature.detach()
 
 
+def without_doubles(align: dict[str, torch.Tensor], blank_id: int) -> dict[str, torch.Tensor]:
+    """ALIGN without the tokens whose rows of W2 are the blank's.
+
+    The language model never saw its reserved tokens (nor a few others, " transistorsum"): their
+    rows are one and the same, and P_vocab could not say blank without saying all of them.
+    """
+    ids, rows = align["token_ids"], align["w2.weight"]
+    rows = torch.nn.functional.normalize(rows - rows.mean(0), dim=-1)
+    keep = (rows @ rows[ids == blank_id][0] < 0.9) | (ids == blank_id)
+    per_token = ("token_ids", "w2.weight", "outer_norm_weight", "outer_norm_bias")
+    return {key: value[keep] if key in per_token else value for key, value in align.items()}
+
+
 def main() -> None:
     arguments(__doc__)
     spelled, places, adapted = load("spell.pt"), load("localiser.pt"), load("lora.pt")
@@ -49,12 +65,14 @@ def main() -> None:
     vision.speller.load_state_dict(spelled["speller"])
     vision.localiser.load_state_dict(places)
     tokenizer = load_tokenizer()
-    _, connector = new_parts(spelled["align"]["token_ids"], tokenizer)
-    connector.load_state_dict(spelled["align"])
     blank_id = tokenizer.convert_tokens_to_ids(BLANK)
+    kept = without_doubles(spelled["align"], blank_id)
+    _, connector = new_parts(kept["token_ids"], tokenizer)
+    kept["outer_norm_weight"][kept["token_ids"] == blank_id] = BLANK_GAMMA
+    connector.load_state_dict(kept)
     vision.blank.data = find_blank(vision.blank, connector, blank_id)
     tensors = {f"vision.{key}": value for key, value in vision.state_dict().items()}
-    align = {key: value for key, value in spelled["align"].items() if key != "w2.weight"}
+    align = {key: value for key, value in kept.items() if key != "w2.weight"}
     tensors |= {f"connector.{key}": value for key, value in align.items()}
     for key, a in adapted["lora"].items():
         if "lora_A" in key:
@@ -73,7 +91,7 @@ def main() -> None:
     config = vision.config.to_dict()
     settings = {
         "text": TEXT,
-        "vision": {**{key: config[key] for key in VISION_KEYS}, "leading_space": True},
+        "vision": {key: config[key] for key in VISION_KEYS},
         "connector": {
             "type": "align", "init": "lm_head", "gamma": 6.0,
             "kept_tokens": len(align["token_ids"]),
