@@ -72,7 +72,7 @@ def main() -> None:
             shares = f"tokens {counts[0] / counts[1]:.4f}, lengths {counts[2] / counts[3]:.4f}"
             print(f"{step}: {shares}, {rate:.0f}/s", flush=True)
             counts, clock = torch.zeros(4), time.perf_counter()
-        if step % 200 == 0 or step == asked.steps:
+        if step % 100 == 0 or step == asked.steps:
             held = spell(speller, align, unseen.batch(256, (2, 0), inside=0.0), tokens)
             print(
                 f"{step}: unseen lines: tokens {held.right / held.tokens:.4f}, "

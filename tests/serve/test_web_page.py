@@ -46,6 +46,8 @@ def start(model: Path, *options: str, seconds: float = 300) -> tuple[subprocess.
         stderr=subprocess.DEVNULL,
         text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        # a shell's background jobs ignore Ctrl-C, and so would what they start
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     with selectors.DefaultSelector() as selector:

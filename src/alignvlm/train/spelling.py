@@ -32,6 +32,7 @@ LOOKALIKES = (
     "pP", "zZ", ".,", ":;", "'`‘’", "\"“”", "-–—_", "nrh", "tf", "aeo", "mn", "DO", "EF", "PR",
 )  # fmt: skip
 """Characters a recogniser takes for one another."""
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 class Lines(NamedTuple):
@@ -87,12 +88,12 @@ class LineMaker:
     def text(self, rng: np.random.Generator) -> str:
         """One line."""
         kind = rng.random()
-        if kind < 0.55:
+        if kind < 0.5:
             text = self.lines[rng.integers(len(self.lines))]
             if rng.random() < 0.5:  # words at the start of a line are split in other ways
                 words = text.split()
                 text = " ".join(words[int(rng.integers(len(words))) :][: rng.integers(1, 5)])
-        elif kind < 0.92:
+        elif kind < 0.8:
             text = "".join(self._word(rng) for _ in range(rng.integers(2, 12)))
         else:
             text = " ".join(self._random(rng) for _ in range(rng.integers(1, 8)))
@@ -110,6 +111,8 @@ class LineMaker:
         return word + (",.:;)-/"[rng.integers(7)] if rng.random() < 0.15 else "")
 
     def _random(self, rng: np.random.Generator) -> str:
+        if rng.random() < 0.5:
+            return self._code(rng)
         kind, size = rng.random(), int(rng.integers(1, 10))
         if kind < 0.4:
             digits = "".join(map(str, rng.integers(0, 10, size)))
@@ -123,6 +126,17 @@ class LineMaker:
         if kind < 0.7:
             letters = letters[-26:] if kind < 0.55 else letters[-58:-32]
         return "".join(letters[i] for i in rng.integers(0, len(letters), size))
+
+    def _code(self, rng: np.random.Generator) -> str:
+        """What documents are numbered and dated with: ``DN94-8986``, ``12-Feb-2009``."""
+        number = "".join(map(str, rng.integers(0, 10, rng.integers(2, 7))))
+        if rng.random() < 0.3:
+            month, sign = MONTHS[rng.integers(12)], "- /."[rng.integers(4)]
+            return sign.join((str(rng.integers(1, 32)), month, str(rng.integers(1990, 2030))))
+        capitals = "".join(chr(65 + i) for i in rng.integers(0, 26, rng.integers(1, 4)))
+        sign = ("", "-", "/", " ")[rng.integers(4)]
+        tail = sign + str(rng.integers(10, 10_000)) if rng.random() < 0.5 else ""
+        return capitals + sign * bool(rng.random() < 0.4) + number + tail
 
     def batch(self, size: int, seed: Sequence[int], inside: float = 0.25) -> Lines:
         """``size`` lines, a space before each; the same for the same ``seed``.
