@@ -67,6 +67,7 @@ def test_inside_a_word_the_rest_is_asked_about_as_if_it_began_there(maker, token
 
 def test_the_rest_of_a_word_is_spelled_the_same_wherever_it_was_cut(maker, tokenizer) -> None:
     """What the labels rest on: byte-pair merges do not cross a boundary that they made."""
+    seen = 0
     for text in TEXT:
         labels = labels_of(maker, " " + text)
         again = labels.copy()
@@ -75,6 +76,8 @@ def test_the_rest_of_a_word_is_spelled_the_same_wherever_it_was_cut(maker, token
         again[1, inner] = -1
         maker._ask_inside(" " + text, again, Fixed(0.0), 1.0)
         assert (again[1:3, inner] == labels[1:3, inner]).all()
+        seen += len(inner)
+    assert seen  # some word is more than one token
 
 
 def test_a_lost_character_shortens_its_token(maker) -> None:
