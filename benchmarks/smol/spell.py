@@ -1,4 +1,7 @@
-"""The speller and ALIGN from plain text: about 40 minutes on one core for 1,000 steps."""
+"""The speller and ALIGN from plain text: about 40 minutes on one core for 1,000 steps.
+
+``--on 1`` goes on from what ``models/smol`` has, ``--on 0`` starts anew.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import math
 import time
 
 import torch
+from safetensors.torch import load_file
 
 from alignvlm.line_reader import ALPHABET
+from alignvlm.shipped import WEIGHTS, find
 from alignvlm.train.spelling import LineMaker, nearest_rows, spell, spelling_loss
 
 from .common import BLANK, OUT, arguments, kept_tokens, load, load_tokenizer, new_parts, save
@@ -16,13 +21,23 @@ RATE, BATCH, CANDIDATES, ALIKE, HELD_OUT = 1e-3, 96, 1024, 4, 50
 MEMORY_RATE = 0.01
 
 
+def shipped() -> dict[str, dict[str, torch.Tensor]]:
+    """Speller and ALIGN of ``models/smol``, without W2."""
+    stored = {k: v.float() for k, v in load_file(find("smol") / WEIGHTS).items()}
+    return {
+        part: {k.removeprefix(name): v for k, v in stored.items() if k.startswith(name)}
+        for part, name in (("speller", "vision.speller."), ("align", "connector."))
+    }
+
+
 def main() -> None:
-    asked = arguments(__doc__, steps=1000, threads=1)
+    asked = arguments(__doc__, steps=1000, threads=1, on=1)
     torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
     lines = (OUT / "lines.txt").read_text("utf-8").split("\n")
     tokenizer = load_tokenizer()
-    kept = kept_tokens(tokenizer)
+    warm = shipped() if asked.on else None
+    kept = warm["align"]["token_ids"].long() if warm else kept_tokens(tokenizer)
     tokens = tokenizer.batch_decode(kept[:, None])
     speller, align = new_parts(kept, tokenizer)
     cut, blank = len(lines) // HELD_OUT, tokenizer.convert_tokens_to_ids(BLANK)
@@ -48,9 +63,9 @@ def main() -> None:
         start = stored.pop("step")
         for name, part in parts.items():
             part.load_state_dict(stored[name])
-    elif (warm := load("warm.pt")) is not None:  # parts of an earlier run
+    elif warm:
         speller.load_state_dict(warm["speller"])
-        align.load_state_dict(warm["align"])
+        align.load_state_dict({**warm["align"], "w2.weight": align.w2.weight, "token_ids": kept})
     alike = nearest_rows(align.w2.weight, ALIKE)
     generator = torch.Generator().manual_seed(start)
     counts, clock = torch.zeros(4), time.perf_counter()

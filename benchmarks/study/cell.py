@@ -33,8 +33,9 @@ from . import data, measures
 from .settings import VARIANTS, Settings
 from .vision import vision_keys
 
-COVERED_WEIGHT = 1.0
-"""One page with covered words to five forms: the paper's mix."""
+COVERED_WEIGHT, SNIPPET_WEIGHT = 1.0, 5.0
+"""One page with covered words to five forms, the paper's mix, and as many short strings: what
+captions are to the paper's first stage."""
 
 
 def recipe_of(variant: str, seed: int, folder: Path, settings: Settings) -> Recipe:
@@ -137,8 +138,8 @@ def train(
     model.config.blank_loss_weight = stage.loss.blank
     forms = build_source(stage.sources[0], recipe.seed)
     mix = MixedSource(
-        [forms, data.CoveredSource(folder)],
-        [stage.sources[0].weight, COVERED_WEIGHT],
+        [forms, data.SnippetSource(len(forms), recipe.seed), data.CoveredSource(folder)],
+        [stage.sources[0].weight, SNIPPET_WEIGHT, COVERED_WEIGHT],
         settings.samples,
         seed=recipe.seed,
     )

@@ -131,48 +131,64 @@ def cosine(study: Study) -> Verdict:
     )
 
 
-def _align_reads(study: Study) -> Verdict | None:
-    return lacking(study, "align") or illiterate(study, "align", all_of=True)
+def _reads(study: Study, variant: str) -> Verdict | None:
+    return lacking(study, variant) or illiterate(study, variant, all_of=True)
 
 
-def dense(study: Study) -> Verdict:
+def of_align(judge: Callable[[Study, str], Verdict]) -> Callable[[Study], Verdict]:
+    """Judge ALIGN; where it does not read, say also what grounded ALIGN would be judged."""
+
+    def judged(study: Study) -> Verdict:
+        own = judge(study, "align")
+        if own.outcome != UNTESTABLE:
+            return own
+        other = judge(study, "align-grounded")
+        if other.outcome in (PENDING, UNTESTABLE):
+            return own
+        grounded = f"With grounding it would be {other.outcome}: {other.evidence}"
+        return Verdict(own.outcome, f"{own.evidence} {grounded}")
+
+    return judged
+
+
+def dense(study: Study, variant: str) -> Verdict:
     """No token dominates the averaged distribution."""
-    if stop := _align_reads(study):
+    if stop := _reads(study, variant):
         return stop
-    largest = study.estimate("align", s.of_vocabulary("largest"))
+    largest = study.estimate(variant, s.of_vocabulary("largest"))
     assert largest is not None
     return Verdict(YES if largest.high <= 0.05 else NO, f"largest probability {largest.text(4)}.")
 
 
-def whitespace(study: Study) -> Verdict:
+def whitespace(study: Study, variant: str) -> Verdict:
     """White space is above its share of the vocabulary by far."""
-    if stop := _align_reads(study):
+    if stop := _reads(study, variant):
         return stop
-    found = study.estimate("align", s.of_vocabulary("whitespace"))
+    found = study.estimate(variant, s.of_vocabulary("whitespace"))
     assert found is not None
     return Verdict(YES if found.low > 0.05 else NO, f"probability on white space {found.text()}.")
 
 
-def few_tokens(study: Study) -> Verdict:
+def few_tokens(study: Study, variant: str) -> Verdict:
     """Most of the vocabulary is negligible."""
-    if stop := _align_reads(study):
+    if stop := _reads(study, variant):
         return stop
 
     def share(cell: s.Cell) -> float:
         return cell["vocabulary_use"]["above"] / cell["vocabulary_use"]["vocabulary"]
 
-    found = study.estimate("align", share)
+    found = study.estimate(variant, share)
     assert found is not None
     evidence = f"share of ids with non-negligible probability {found.text()}."
     return Verdict(YES if found.high <= 0.1 else NO, evidence)
 
 
-def pruning(study: Study) -> Verdict:
+def pruning(study: Study, variant: str) -> Verdict:
     """Keeping the ids with 99 % of the mass changes nothing."""
-    if stop := _align_reads(study):
+    if stop := _reads(study, variant):
         return stop
-    change = study.estimate("align", s.pruning_change)
-    kept = study.estimate("align", s.of_vocabulary("for_99"))
+    change = study.estimate(variant, s.pruning_change)
+    kept = study.estimate(variant, s.of_vocabulary("for_99"))
     if change is None or kept is None:
         return Verdict(UNTESTABLE, "one id holds 99 % of the mass.")
     evidence = f"ANLS changes by {change.text()} with {kept.text(0)} ids kept."
@@ -180,13 +196,13 @@ def pruning(study: Study) -> Verdict:
     return Verdict(YES if small else NO, evidence)
 
 
-def spans(study: Study) -> Verdict:
+def spans(study: Study, variant: str) -> Verdict:
     """The used embeddings are as wide as all along the first ten components."""
-    if stop := _align_reads(study):
+    if stop := _reads(study, variant):
         return stop
-    narrowest = study.estimate("align", lambda cell: min(cell["pca"]["spread"]))
+    narrowest = study.estimate(variant, lambda cell: min(cell["pca"]["spread"]))
     share = study.estimate(
-        "align", lambda c: c["vocabulary_use"]["for_99"] / c["vocabulary_use"]["vocabulary"]
+        variant, lambda c: c["vocabulary_use"]["for_99"] / c["vocabulary_use"]["vocabulary"]
     )
     assert narrowest is not None and share is not None
     evidence = (

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import string
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from alignvlm.data import layouts
 from alignvlm.data.corpus import builtin_passages
-from alignvlm.data.fonts import plain_font
+from alignvlm.data.fonts import expand_fonts
 from alignvlm.data.records import Record, make_record, transcript
-from alignvlm.data.render import Canvas, RenderSpec, render_page
+from alignvlm.data.render import Canvas, Page, RenderSpec, render_page
 from alignvlm.data.sources import RenderSource, draw
 from alignvlm.eval.tasks.vcr import VCRStyle, VCRTask
 
-HEIGHT, WIDTH, FONT_PX, MARGIN = 56, 192, 12, 2
-"""Px of a page and of its text; the encoder's cells are 8 px, about one character."""
+HEIGHT, WIDTH, FONT_PX, FONT = 56, 192, 13, "DejaVuSansMono"
+"""Px of a page and of its text: three lines of 24 characters, each 8 px wide."""
+CELL = 8
+"""Px of a feature cell: a character stands in one cell and no two in the same."""
 FORMS = RenderSpec(
-    layout="form", width=WIDTH, height=HEIGHT, font_px=(FONT_PX, FONT_PX),
-    fonts=("DejaVuSans",), margin=MARGIN, line_spacing=1.0,
+    layout="form", width=WIDTH, height=HEIGHT, font_px=(FONT_PX, FONT_PX), fonts=(FONT,),
+    margin=0, line_spacing=1.0,
 )  # fmt: skip
 TEXT = FORMS.model_copy(update={"layout": "text"})
 READ = "Read the text on the page."
@@ -29,9 +34,12 @@ RESTORE = "Restore the covered text."
 TEST_SEED = 900_000
 """Held-out pages: far from any seed that training draws from."""
 VCR_STYLE = VCRStyle(
-    pages=2_000, font_px=FONT_PX, width=WIDTH, lines=3, words=1, fraction=0.2, margin=MARGIN
-)
+    pages=2_000, font=expand_fonts((FONT,))[0], font_px=FONT_PX, width=WIDTH, lines=3, words=1,
+    fraction=0.2, margin=0,
+)  # fmt: skip
 MAX_NEW_TOKENS = 16
+LETTERS = {letter: i + 1 for i, letter in enumerate(string.printable[:94])}
+BLANK = 0
 
 
 @dataclass(frozen=True)
@@ -58,19 +66,39 @@ def held_out_source(count: int) -> RenderSource:
     return RenderSource(FORMS, count, seed=TEST_SEED, task="qa")
 
 
-def dialogue(seed: int) -> tuple[str, list[tuple[str, str]]]:
+def characters(page: Page) -> Tensor:
+    """``LETTERS`` of the character in each cell, else ``BLANK``; int64 ``[rows, cols]``."""
+    found = torch.full((HEIGHT // CELL, WIDTH // CELL), BLANK)
+    for word in page.words:
+        row = int((word.box[1] + word.box[3]) / 2 // CELL)
+        for letter, x in zip(word.text, word.char_x, strict=True):
+            found[row, int((x + 0.5) // CELL)] = LETTERS.get(letter, BLANK)
+    return found
+
+
+def spelled(page: Page) -> str:
+    """The page cell by cell, row by row: a character, or a space where none is."""
+    letters = " " + "".join(LETTERS)
+    return "".join(letters[int(i)] for i in characters(page).flatten())
+
+
+def dialogue(seed: int, *, cells: bool = False) -> tuple[str, list[tuple[str, str]]]:
     """Text of a form and all its facts, or of a page to be read aloud (one in three).
 
     Reading aloud teaches a small model to copy sooner than short answers do.
+
+    Args:
+        cells: give the page as :func:`spelled` does, not as text.
     """
     rng = np.random.default_rng(seed)
     spec = TEXT if rng.random() < 1 / 6 else FORMS
     page = render_page(spec.model_copy(update={"random_text": 0.3 if spec is TEXT else 0}), seed)
     text = transcript(page.words)
+    shown = spelled(page) if cells else text
     if spec is TEXT or rng.random() < 1 / 6:
-        return text, [(READ, text)]
+        return shown, [(READ, text)]
     facts = [(fact.question, fact.answer) for fact in page.facts]
-    return text, [facts[i] for i in rng.permutation(len(facts))]
+    return shown, [facts[i] for i in rng.permutation(len(facts))]
 
 
 def random_reading(seed: int, tokenizer: Any) -> tuple[str, list[tuple[str, str]]]:
@@ -129,6 +157,35 @@ class CoveredSource:
         return make_record(f"covered/{index}", [page], [(RESTORE, answer)], source=self.name)
 
 
+# --------------------------------------------------------------------------------------- snippets
+
+
+class SnippetSource:
+    """Pages with one short random string somewhere, to be read: nothing but reading helps."""
+
+    name = "snippet"
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.seed = size, seed
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Record:
+        rng = np.random.default_rng((self.seed, index, 2))
+        text = layouts.random_word(rng)
+        canvas = Canvas(WIDTH, HEIGHT, font=expand_fonts((FONT,))[0], px=FONT_PX, margin=0,
+                        line_spacing=1.0)  # fmt: skip
+        row = int(rng.integers(canvas.rows))
+        col = int(rng.integers((WIDTH - canvas.measure(text)) // CELL + 1))
+        canvas.put(CELL * col, canvas.top + row * canvas.pitch, text)
+        page = canvas.page("snippet", [])
+        return make_record(
+            f"snippet/{self.seed}/{index}", [page.image], [(READ, text)], source=self.name,
+            words=[page.words],
+        )  # fmt: skip
+
+
 # -------------------------------------------------------------------------------- look-alike words
 
 
@@ -142,7 +199,7 @@ class LookAlike:
 
 def look_alikes(count: int) -> list[LookAlike]:
     """Cities that training shows often, and the same with one vowel changed (``Llanengan``)."""
-    font = plain_font()
+    font = expand_fonts((FONT,))[0]
     pairs = []
     for i in range(count):
         rng = np.random.default_rng(draw(TEST_SEED, i))
@@ -171,7 +228,7 @@ def _with_another_vowel(word: str, rng: Any) -> str:
 
 
 def _city_page(font: str, word: str, code: str) -> Image.Image:
-    canvas = Canvas(WIDTH, HEIGHT, font=font, px=FONT_PX, margin=MARGIN, line_spacing=1.0)
+    canvas = Canvas(WIDTH, HEIGHT, font=font, px=FONT_PX, margin=0, line_spacing=1.0)
     y = canvas.top
     for line in (f"City: {word}", f"Reference: {code}"):
         canvas.put(canvas.left, y, line)

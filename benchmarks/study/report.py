@@ -89,10 +89,11 @@ def setting(study: Study) -> str:
 
 {study.count} of {total} cells ({len(VARIANTS)} variants, {len(SEEDS)} seeds).{complete}
 
-- Scale {own["scale"]:g}: {own["samples"]:,} pages a cell, {own["batch"]} a step; five forms to \
-one page with covered words.
+- Scale {own["scale"]:g}: {own["samples"]:,} pages a cell, {own["batch"]} a step; to five forms, \
+asked about or read aloud, five short strings to be read and one page with covered words.
 - Language model: {sizes["text"] / 1e6:.2f} M parameters, {cell["vocabulary"]:,} tokens; \
-{text["exact_from_text"]:.2f} of held-out answers right when it is given the page as text.
+{text["exact_from_text"]:.2f} of held-out answers right when it is given the page as text, \
+{text["exact_from_cells"]:.2f} when it is given one token for each cell.
 - Vision encoder: {sizes["vision"] / 1e6:.2f} M parameters; {vision["characters_read"]:.2f} of \
 characters named by a linear head.
 - Everything trains. {own["test"]} held-out forms for scores, {own["few"]} for curves and sweeps.

@@ -12,8 +12,10 @@ from alignvlm.errors import ConfigError
 SIGMAS = (0.0, 0.5, 1.0, 2.0, 3.0, 5.0)
 """Standard deviations of the noise sweep; the paper reports 3."""
 SEEDS = (0, 1, 2)
-LEAST = 0.3
+LEAST = 0.5
 """Scale below which the shared starting points do not shrink."""
+STARTING_POINT_TEST = 96
+"""Held-out pages that the shared starting points are scored on."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,14 @@ class Settings:
     scale: float = 1.0
     smoke: bool = False
     samples: int = 8192
-    batch: int = 16
+    batch: int = 4
     points: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
-    language_steps: int = 5400
+    language_steps: int = 3240
     language_batch: int = 16
-    vision_steps: int = 6000
+    vision_steps: int = 3600
     vision_batch: int = 16
-    test: int = 256
-    few: int = 96
+    test: int = 128
+    few: int = 64
     vocabulary: int = 100
     tokens: int = 1024
     layers: int = 4
@@ -125,7 +127,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "align-grounded-drop": ("stages.0.loss.vocab=1", "model.blank_threshold=0.5"),
     "align-random-init": ("model.connector.init=random",),
     "align-no-outer-norm": ("model.connector.outer_norm=false",),
-    "align-gamma-1": ("model.connector.gamma=1",),
+    "align-gamma-6": ("model.connector.gamma=6",),
 }
 """Variant to what it changes in ``recipes/study.yaml``."""
 CONNECTORS = ("align", "mlp", "ovis", "perceiver", "h_reducer", "c_abstractor")
