@@ -107,7 +107,7 @@ def test_look_alikes_differ_in_one_letter_and_are_no_other_city():
 def test_each_character_has_its_cell():
     for seed, spec in ((5, data.FORMS), (6, data.TEXT)):
         page = render_page(spec, seed)
-        rows = [data.spelled(page)[i : i + 24] for i in range(0, 168, 24)]
+        rows = [data.spelled(page)[i : i + 24] for i in range(0, 72, 24)]
         assert [row.split() for row in rows if row.strip()] == [
             [word.text for word in page.words if word.line == line]
             for line in range(page.words[-1].line + 1)
@@ -140,7 +140,7 @@ def test_cells_are_one_token_each():
     page = render_page(data.FORMS, 5)
     ids, answers = language.encode(tokenizer, data.spelled(page), [("Q", "A")], cells=True)
     start = len(tokenizer("<|im_start|>user\n")["input_ids"])
-    text = tokenizer.batch_decode([[i] for i in ids[start : start + 168]])
+    text = tokenizer.batch_decode([[i] for i in ids[start : start + 72]])
     assert "".join(text) == data.spelled(page)
     assert (
         tokenizer.decode([i for i, own in zip(ids, answers, strict=True) if own]) == "A<|im_end|>"
@@ -168,7 +168,7 @@ def made_up(variant: str, seed: int, anls: float, blind: float = 0.1) -> dict:
         "seed": seed,
         "settings": json.loads(json.dumps(settings.to_dict())),
         "parameters": {"vision": 10, "connector": 20, "text": 30},
-        "visual_tokens": 168,
+        "visual_tokens": 72,
         "vocabulary": 1024,
         "language_model": {"exact_from_text": 0.9, "exact_from_cells": 0.8},
         "vision": {"characters_read": 0.8},

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -31,9 +30,9 @@ from alignvlm.errors import DataError
 from alignvlm.eval.tasks.local import LOCAL_TASKS
 from alignvlm.hub import resolve
 from alignvlm.processor import chat_template_for, reserved_image_token
-from alignvlm.shipped import LORA, WEIGHTS, find
+from alignvlm.shipped import LORA
 
-from .common import CELL_HEIGHT, TEXT, arguments, kept_tokens, load, load_tokenizer, save
+from .common import CELL_HEIGHT, TEXT, arguments, kept_tokens, load, load_tokenizer, save, shipped
 
 RATE, PAGES_A_STEP, RANK, ALPHA = 5e-4, 4, 16, 32
 LONGEST_PAGE, EXCERPT, QUESTIONS, REACH = 560, 400, 6, 5
@@ -214,13 +213,11 @@ def loss_of(model: Any, sample: Sample) -> Tensor:
 
 def shipped_changes() -> dict[str, Tensor]:
     """The changes that ``models/smol`` has, as peft names them."""
-    stored = {k: v.float() for k, v in load_file(find("smol") / WEIGHTS).items()}
     state = {}
-    for key, value in stored.items():
-        if key.startswith(LORA):
-            name, side = key.removeprefix(LORA).rsplit(".", 1)
-            scaled = value if side == "a" else value / (ALPHA / RANK)
-            state[f"base_model.model.model.{name}.lora_{side.upper()}.weight"] = scaled
+    for key, value in shipped(LORA).items():
+        name, side = key.rsplit(".", 1)
+        scaled = value if side == "a" else value / (ALPHA / RANK)
+        state[f"base_model.model.model.{name}.lora_{side.upper()}.weight"] = scaled
     return state
 
 

@@ -1,4 +1,7 @@
-"""Put the parts together as ``models/smol``: what differs from public weights, in fp16."""
+"""Put the parts together as ``models/smol``: what differs from public weights, in fp16.
+
+A part that was not trained anew is the one that ``models/smol`` has.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from alignvlm.hub import resolve
 from alignvlm.shipped import LORA, SETTINGS, WEIGHTS
 
 from .adapt import ALPHA, RANK
-from .common import BLANK, TEXT, arguments, load, load_tokenizer, new_parts
+from .common import BLANK, TEXT, arguments, load, load_tokenizer, new_parts, shipped
 
 FOLDER = Path("models/smol")
 BLANK_GAMMA = 8.0
@@ -57,29 +60,38 @@ def without_doubles(align: dict[str, torch.Tensor], blank_id: int) -> dict[str, 
     return {key: value[keep] if key in per_token else value for key, value in align.items()}
 
 
+def language_model_changes() -> dict[str, torch.Tensor]:
+    """Low-rank changes, B already scaled."""
+    adapted = load("lora.pt")
+    if adapted is None:
+        return {f"{LORA}{name}": value for name, value in shipped(LORA).items()}
+    changes = {}
+    for key, value in adapted["lora"].items():
+        name, side = key.removeprefix("base_model.model.model.").split(".lora_")
+        scaled = value if side.startswith("A") else value * (ALPHA / RANK)
+        changes[f"{LORA}{name}.{side[0].lower()}"] = scaled
+    return changes
+
+
 def main() -> None:
     arguments(__doc__)
-    spelled, places, adapted = load("spell.pt"), load("localiser.pt"), load("lora.pt")
-    assert spelled and places and adapted, "run spell, locate and adapt first"
+    spelled = load("spell.pt") or {}
     vision = AutoModel.from_pretrained(resolve("pp-ocr"))
-    vision.speller.load_state_dict(spelled["speller"])
-    vision.localiser.load_state_dict(places)
+    vision.speller.load_state_dict(spelled.get("speller") or shipped("vision.speller."))
+    vision.localiser.load_state_dict(load("localiser.pt") or shipped("vision.localiser."))
     tokenizer = load_tokenizer()
     blank_id = tokenizer.convert_tokens_to_ids(BLANK)
-    kept = without_doubles(spelled["align"], blank_id)
-    _, connector = new_parts(kept["token_ids"], tokenizer)
+    kept = spelled.get("align") or shipped("connector.")
+    _, connector = new_parts(kept["token_ids"].long(), tokenizer)
+    kept = without_doubles({**connector.state_dict(), **kept}, blank_id)
+    _, connector = new_parts(kept["token_ids"].long(), tokenizer)
     kept["outer_norm_weight"][kept["token_ids"] == blank_id] = BLANK_GAMMA
     connector.load_state_dict(kept)
     vision.blank.data = find_blank(vision.blank, connector, blank_id)
     tensors = {f"vision.{key}": value for key, value in vision.state_dict().items()}
     align = {key: value for key, value in kept.items() if key != "w2.weight"}
     tensors |= {f"connector.{key}": value for key, value in align.items()}
-    for key, a in adapted["lora"].items():
-        if "lora_A" in key:
-            name = key.removeprefix("base_model.model.model.").split(".lora_A")[0]
-            tensors[f"{LORA}{name}.a"] = a
-            b = adapted["lora"][key.replace("lora_A", "lora_B")]
-            tensors[f"{LORA}{name}.b"] = b * (ALPHA / RANK)
+    tensors |= language_model_changes()
     FOLDER.mkdir(parents=True, exist_ok=True)
     save_file(
         {
@@ -96,7 +108,7 @@ def main() -> None:
             "type": "align", "init": "lm_head", "gamma": 6.0,
             "kept_tokens": len(align["token_ids"]),
         },
-        "tiling": {"max_tiles": 144},
+        "tiling": {"max_tiles": 256},
         "options": {"blank_threshold": 0.5, "blank_token": BLANK},
     }  # fmt: skip
     text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"

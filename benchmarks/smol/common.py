@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from alignvlm.config import AlignConfig
 from alignvlm.connectors import AlignConnector
 from alignvlm.hub import resolve
 from alignvlm.line_reader import ALPHABET, LineReaderConfig
+from alignvlm.shipped import WEIGHTS, find
 from alignvlm.speller import AFTER, Speller
 
 OUT = Path("runs/smol")
@@ -46,6 +48,15 @@ def save(state: dict[str, Any], name: str) -> None:
 def load(name: str) -> dict[str, Any] | None:
     file = OUT / name
     return torch.load(file, weights_only=True) if file.exists() else None
+
+
+def shipped(prefix: str) -> dict[str, torch.Tensor]:
+    """What ``models/smol`` has under a name, floating point numbers in fp32."""
+    return {
+        key.removeprefix(prefix): value.float() if value.is_floating_point() else value
+        for key, value in load_file(find("smol") / WEIGHTS).items()
+        if key.startswith(prefix)
+    }
 
 
 def kept_tokens(tokenizer: Any) -> torch.Tensor:

@@ -66,15 +66,16 @@ def rendered(model: Any, processor: Any, pages: int) -> Iterator[tuple[str, Any]
 
 
 def contracts(model: Any, processor: Any, data: Path, pages: int) -> Iterator[tuple[str, Any]]:
-    """Reading of the first pages of DeepForm's validation contracts, rendered at 144 dpi."""
-    source = DeepFormSource(data / "deepform", "val", max_pages=1)
-    first = {source.row(i).key: i for i in reversed(range(len(source)))}
-    made = []
-    for index in sorted(first.values())[:pages]:
-        record = source[index]
-        assert record.words is not None
-        made.append(Page(record.images[0], tuple(as_words(record.words[0])), (), "pdf"))
-    yield "contracts (DeepForm val)", reading(model, processor, made)
+    """Reading of the first pages of DeepForm's validation contracts: their print is small."""
+    for dpi in (144, 216):
+        source = DeepFormSource(data / "deepform", "val", max_pages=1, dpi=dpi)
+        first = {source.row(i).key: i for i in reversed(range(len(source)))}
+        made = []
+        for index in sorted(first.values())[:pages]:
+            record = source[index]
+            assert record.words is not None
+            made.append(Page(record.images[0], tuple(as_words(record.words[0])), (), "pdf"))
+        yield f"contracts (DeepForm val), {dpi} dpi", reading(model, processor, made)
 
 
 def reading(model: Any, processor: Any, pages: Iterable[Page]) -> dict[str, list[float]]:

@@ -9,25 +9,24 @@ import math
 import time
 
 import torch
-from safetensors.torch import load_file
 
 from alignvlm.line_reader import ALPHABET
-from alignvlm.shipped import WEIGHTS, find
 from alignvlm.train.spelling import LineMaker, nearest_rows, spell, spelling_loss
 
-from .common import BLANK, OUT, arguments, kept_tokens, load, load_tokenizer, new_parts, save
+from .common import (
+    BLANK,
+    OUT,
+    arguments,
+    kept_tokens,
+    load,
+    load_tokenizer,
+    new_parts,
+    save,
+    shipped,
+)
 
 RATE, BATCH, CANDIDATES, ALIKE, HELD_OUT = 1e-3, 96, 1024, 4, 50
 MEMORY_RATE = 0.01
-
-
-def shipped() -> dict[str, dict[str, torch.Tensor]]:
-    """Speller and ALIGN of ``models/smol``, without W2."""
-    stored = {k: v.float() for k, v in load_file(find("smol") / WEIGHTS).items()}
-    return {
-        part: {k.removeprefix(name): v for k, v in stored.items() if k.startswith(name)}
-        for part, name in (("speller", "vision.speller."), ("align", "connector."))
-    }
 
 
 def main() -> None:
@@ -36,7 +35,8 @@ def main() -> None:
     torch.manual_seed(0)
     lines = (OUT / "lines.txt").read_text("utf-8").split("\n")
     tokenizer = load_tokenizer()
-    warm = shipped() if asked.on else None
+    own = {"speller": "vision.speller.", "align": "connector."}
+    warm = {part: shipped(name) for part, name in own.items()} if asked.on else {}
     kept = warm["align"]["token_ids"].long() if warm else kept_tokens(tokenizer)
     tokens = tokenizer.batch_decode(kept[:, None])
     speller, align = new_parts(kept, tokenizer)

@@ -20,8 +20,8 @@ from alignvlm.data.render import Canvas, Page, RenderSpec, render_page
 from alignvlm.data.sources import RenderSource, draw
 from alignvlm.eval.tasks.vcr import VCRStyle, VCRTask
 
-HEIGHT, WIDTH, FONT_PX, FONT = 56, 192, 13, "DejaVuSansMono"
-"""Px of a page and of its text: three lines of 24 characters, each 8 px wide."""
+HEIGHT, WIDTH, FONT_PX, FONT = 24, 192, 13, "DejaVuSansMono"
+"""Px of a page and of its text: one line of 24 characters, each 8 px wide."""
 CELL = 8
 """Px of a feature cell: a character stands in one cell and no two in the same."""
 FORMS = RenderSpec(
@@ -34,7 +34,7 @@ RESTORE = "Restore the covered text."
 TEST_SEED = 900_000
 """Held-out pages: far from any seed that training draws from."""
 VCR_STYLE = VCRStyle(
-    pages=2_000, font=expand_fonts((FONT,))[0], font_px=FONT_PX, width=WIDTH, lines=3, words=1,
+    pages=2_000, font=expand_fonts((FONT,))[0], font_px=FONT_PX, width=WIDTH, lines=1, words=1,
     fraction=0.2, margin=0,
 )  # fmt: skip
 MAX_NEW_TOKENS = 16
@@ -205,9 +205,8 @@ def look_alikes(count: int) -> list[LookAlike]:
         rng = np.random.default_rng(draw(TEST_SEED, i))
         city = str(layouts.pick(rng, [c for c in layouts.CITIES if _vowels(c)]))
         rare = _with_another_vowel(city, rng)
-        code = layouts.digits(rng, "@@####")
         pair = [
-            Asked(f"look-alike/{i}/{word}", _city_page(font, word, code), "What is the city?", word)
+            Asked(f"look-alike/{i}/{word}", _city_page(font, word), "What is the city?", word)
             for word in (city, rare)
         ]
         pairs.append(LookAlike(*pair))
@@ -227,11 +226,7 @@ def _with_another_vowel(word: str, rng: Any) -> str:
             return changed
 
 
-def _city_page(font: str, word: str, code: str) -> Image.Image:
+def _city_page(font: str, word: str) -> Image.Image:
     canvas = Canvas(WIDTH, HEIGHT, font=font, px=FONT_PX, margin=0, line_spacing=1.0)
-    y = canvas.top
-    for line in (f"City: {word}", f"Reference: {code}"):
-        canvas.put(canvas.left, y, line)
-        canvas.next_line()
-        y += canvas.pitch
+    canvas.put(canvas.left, canvas.top, f"City: {word}")
     return canvas.page("form", []).image

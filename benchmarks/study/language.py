@@ -81,7 +81,7 @@ def build_tokenizer(size: int) -> Any:
         initial_alphabet=list(string.printable[:94]),  # and what the pages have
         show_progress=False,
     )
-    backend.train_from_iterator(_texts(800 if size > 500 else 50), trainer)
+    backend.train_from_iterator(_texts(800 if size > 200 else 50), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, padding_side="left", bos_token=SPECIAL[1], eos_token=SPECIAL[2],
         pad_token=SPECIAL[0], unk_token=SPECIAL[0],

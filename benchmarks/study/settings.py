@@ -40,14 +40,14 @@ class Settings:
     samples: int = 8192
     batch: int = 4
     points: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
-    language_steps: int = 3240
+    language_steps: int = 5000
     language_batch: int = 16
-    vision_steps: int = 3600
+    vision_steps: int = 7200
     vision_batch: int = 16
     test: int = 128
-    few: int = 64
+    few: int = 48
     vocabulary: int = 100
-    tokens: int = 1024
+    tokens: int = 256
     layers: int = 4
     width: int = 128
     widths: tuple[int, int] = (32, 96)
@@ -78,7 +78,7 @@ class Settings:
         return cls(
             scale=0.0, smoke=True, samples=16, batch=4, points=(0.5, 1.0),
             language_steps=3, language_batch=4, vision_steps=3, vision_batch=4,
-            test=4, few=3, vocabulary=3, tokens=400, layers=2, width=32, widths=(8, 16),
+            test=4, few=3, vocabulary=3, tokens=200, layers=2, width=32, widths=(8, 16),
             depths=(1, 1),
         )  # fmt: skip
 
@@ -113,14 +113,14 @@ class Settings:
 VARIANTS: dict[str, tuple[str, ...]] = {
     "align": (),
     "mlp": ("model.connector={type: mlp}",),
-    "ovis": ("model.connector={type: ovis, visual_vocab_size: 1024}",),
+    "ovis": ("model.connector={type: ovis, visual_vocab_size: 256}",),
     "perceiver": (
-        "model.connector={type: perceiver, num_latents: 64, depth: 2, num_heads: 4, head_dim: 32}",
+        "model.connector={type: perceiver, num_latents: 32, depth: 2, num_heads: 4, head_dim: 32}",
         "model.token_order=tile",
     ),
     "h_reducer": ("model.connector={type: h_reducer}",),
     "c_abstractor": (
-        "model.connector={type: c_abstractor, out_rows: 7, out_cols: 12, hidden_size: 128, "
+        "model.connector={type: c_abstractor, out_rows: 3, out_cols: 12, hidden_size: 128, "
         "depth: 1}",
     ),
     "align-grounded": ("stages.0.loss.vocab=1",),
