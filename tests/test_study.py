@@ -364,7 +364,7 @@ def test_a_small_study_from_end_to_end(tmp_path, capsys):
     assert cell["vocabulary_use"]["shares"]["100"] <= 1
     written = (results / "align-0.json").stat().st_mtime_ns
 
-    assert main([*command, "align", "mlp"]) == 0  # goes on where it stopped
+    assert main([*command, "align", "mlp", "--jobs", "2"]) == 0  # goes on where it stopped
     assert "1 of 2 cells are there" in capsys.readouterr().out
     assert (results / "align-0.json").stat().st_mtime_ns == written
     assert "vocabulary_use" not in json.loads((results / "mlp-0.json").read_text("utf-8"))

@@ -23,6 +23,9 @@ FOLDER = Path("models/smol")
 BLANK_GAMMA = 8.0
 """The blank is no target on text: its γ is set, a little above the others', so that it can be said
 for sure."""
+TILE, CELL = [96, 200], [16, 8]
+"""Px of tiles and cells: pages are enlarged twice, so small print is read too. All parts count in
+cells, so that they can be trained with others (``common.CELL_HEIGHT``)."""
 VISION_KEYS = (
     "model_type", "image_size", "patch_size", "cell_features", "pool_width", "alphabet",
     "hidden_size", "speller_depth",
@@ -100,7 +103,7 @@ def main() -> None:
         },
         FOLDER / WEIGHTS,
     )
-    config = vision.config.to_dict()
+    config = vision.config.to_dict() | {"image_size": TILE, "patch_size": CELL}
     settings = {
         "text": TEXT,
         "vision": {key: config[key] for key in VISION_KEYS},

@@ -72,18 +72,6 @@ def check(results: Path, settings: Settings) -> None:
             )
 
 
-def work(variant: str, seed: int, folder: Path, results: Path, settings: Settings) -> str:
-    """Run one cell in this process and say what came out."""
-    from .cell import run_cell
-
-    found = run_cell(variant, seed, folder, results, settings)
-    scores = found["scores"]
-    return (
-        f"{variant} seed {seed}: ANLS {scores['anls']:.3f}, exact {scores['exact']:.3f}, "
-        f"{found['cpu_s']} CPU s"
-    )
-
-
 def run(options: argparse.Namespace) -> int:
     settings = Settings.smallest() if options.smoke else Settings.at(options.scale)
     name = "smoke" if options.smoke else scale_name(options.scale)
@@ -100,6 +88,8 @@ def run(options: argparse.Namespace) -> int:
     if not missing:
         return 0
     import torch
+
+    from .cell import work  # not of this module: spawned processes cannot import it
 
     torch.set_num_threads(options.jobs)
     prepare(folder, settings)

@@ -110,6 +110,16 @@ def run_cell(
     return result
 
 
+def work(variant: str, seed: int, folder: Path, results: Path, settings: Settings) -> str:
+    """:func:`run_cell`, and what came out in a line."""
+    found = run_cell(variant, seed, folder, results, settings)
+    scores = found["scores"]
+    return (
+        f"{variant} seed {seed}: ANLS {scores['anls']:.3f}, exact {scores['exact']:.3f}, "
+        f"{found['cpu_s']} CPU s"
+    )
+
+
 def parameters(model: Any) -> dict[str, int]:
     """Of each part; tied ones once."""
     total = sum(p.numel() for p in model.parameters())
