@@ -62,7 +62,7 @@ benchmarks: $(STAMP)
 	$(BIN)/python -m benchmarks.plots
 
 # the connector study (docs/adr/0008); the same command goes on after an interruption
-SCALE ?= 1
+SCALE ?= 0.5
 study: $(STAMP)
 	$(BIN)/python -m benchmarks.study --scale $(SCALE) --jobs 2 --out runs/study
 	$(BIN)/python -m benchmarks.study report

@@ -11,30 +11,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
-from transformers.trainer_utils import SaveStrategy
+from transformers import TrainerCallback
 
 from alignvlm.ask import load_model
-from alignvlm.data.collate import Collator
 from alignvlm.data.reading import reading_accuracy
 from alignvlm.data.render import RenderSpec
 from alignvlm.data.sources import MixedSource, RenderSource
 from alignvlm.shipped import build
-from alignvlm.train.recipe import Recipe, load_recipe
+from alignvlm.train.recipe import load_recipe
 from alignvlm.train.run import build_model
-from alignvlm.train.stages import (
-    StageDataset,
-    StageTrainer,
-    build_mix,
-    set_trainable,
-    training_arguments,
-)
+from alignvlm.train.stages import build_mix
+
+from .training import train_first_stage
 
 RESULTS = Path(__file__).parent / "results" / "encoders.json"
 TEST_SEED = 800_000
@@ -72,33 +65,6 @@ def unseen(pages: int) -> MixedSource:
     return MixedSource([RenderSource(spec, pages, seed=TEST_SEED) for spec in specs])
 
 
-def trained(recipe: Recipe, seconds: float) -> tuple[Any, Any, int]:
-    """Model and processor after the first stage, cut short; and its steps."""
-    stage = recipe.stages[0]
-    set_seed(recipe.seed)
-    model, processor = build_model(recipe)
-    set_trainable(model, stage.train)
-    model.config.vocab_loss_weight = stage.loss.vocab
-    model.config.blank_loss_weight = stage.loss.blank
-    dataset = StageDataset(build_mix(stage, recipe.seed), stage, processor, model, recipe.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = training_arguments(stage, Path(folder), recipe.seed, bf16=False, quiet=True)
-        arguments.save_strategy = SaveStrategy.NO
-        trainer = StageTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=dataset,
-            data_collator=Collator(processor.tokenizer.pad_token_id),
-            rates=stage.train,
-            losses=stage.loss,
-            callbacks=[Deadline(seconds)],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.remove_callback(ProgressCallback)
-        trainer.train()
-    return model, processor, trainer.state.global_step
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=340)
@@ -113,7 +79,11 @@ def main() -> None:
         else:
             # long enough that the rate has not decayed when the time is over
             keys = ["stages.0.steps=4000", "stages.0.warmup_ratio=0.0125", *ENCODERS[name]]
-            model, processor, steps = trained(load_recipe("tiny", keys), asked.seconds)
+            recipe = load_recipe("tiny", keys)
+            model, processor = build_model(recipe)
+            source = build_mix(recipe.stages[0], recipe.seed)
+            stop = Deadline(asked.seconds)
+            steps = train_first_stage(recipe, model, processor, source, stop)
         read = reading_accuracy(model, processor, unseen(asked.pages), 4 * asked.pages)
         size = sum(p.numel() for p in model.model.vision_model.parameters())
         found[name] = {

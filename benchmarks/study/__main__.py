@@ -1,6 +1,6 @@
 """The connector study: resumable, scaled by one knob.
 
-    python -m benchmarks.study --scale 1 --out runs/study        # about three hours of two cores
+    python -m benchmarks.study --jobs 2 --out runs/study         # about an hour of two cores
     python -m benchmarks.study report                            # docs/study.md from what is stored
 
 A cell is one (variant, seed); its JSON is written whole or not at all, and a cell that is there is
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", nargs="?", choices=("run", "report"), default="run")
-    parser.add_argument("--scale", type=float, default=1.0, help="pages a cell trains on")
+    parser.add_argument("--scale", type=float, default=0.5, help="pages a cell trains on")
     parser.add_argument("--smoke", action="store_true", help="everything once, nothing learnt")
     parser.add_argument("--out", type=Path, default=Path("runs/study"), help="models and passages")
     parser.add_argument(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -11,24 +10,16 @@ from typing import Any
 
 import torch
 import transformers
-from torch.utils.data import Dataset
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
-from transformers.trainer_utils import SaveStrategy
+from transformers import TrainerCallback
 
-from alignvlm.data.collate import Collator
 from alignvlm.data.reading import answer_loss
 from alignvlm.data.sources import MixedSource
 from alignvlm.eval.answerers import ModelAnswerer
 from alignvlm.train.recipe import Recipe, load_recipe
 from alignvlm.train.run import build_model
-from alignvlm.train.stages import (
-    StageDataset,
-    StageTrainer,
-    build_source,
-    set_trainable,
-    training_arguments,
-)
+from alignvlm.train.stages import build_source
 
+from ..training import train_first_stage
 from . import data, measures
 from .settings import VARIANTS, Settings
 from .vision import vision_keys
@@ -142,10 +133,6 @@ def train(
 ) -> tuple[list[dict[str, float]], float]:
     """Train as ``alignvlm train`` does; returns the curve and the CPU seconds it cost."""
     stage = recipe.stages[0]
-    set_seed(recipe.seed)
-    set_trainable(model, stage.train)
-    model.config.vocab_loss_weight = stage.loss.vocab
-    model.config.blank_loss_weight = stage.loss.blank
     forms = build_source(stage.sources[0], recipe.seed)
     mix = MixedSource(
         [forms, data.SnippetSource(len(forms), recipe.seed), data.CoveredSource(folder)],
@@ -153,7 +140,6 @@ def train(
         settings.samples,
         seed=recipe.seed,
     )
-    dataset: Dataset = StageDataset(mix, stage, processor, model, recipe.seed)
     spent = 0.0
 
     def point() -> dict[str, float]:
@@ -164,23 +150,8 @@ def train(
         spent += time.process_time() - before
         return found
 
-    scratch = folder / f"scratch-{os.getpid()}"
-    arguments = training_arguments(stage, scratch, recipe.seed, bf16=False, quiet=True)
-    arguments.save_strategy = SaveStrategy.NO
     curve = Curve(settings.curve_steps(), point)
-    trainer = StageTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=dataset,
-        data_collator=Collator(processor.tokenizer.pad_token_id),
-        rates=stage.train,
-        losses=stage.loss,
-        callbacks=[curve],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
-    trainer.train()
-    shutil.rmtree(scratch, ignore_errors=True)
+    train_first_stage(recipe, model, processor, mix, curve)
     return curve.points, spent
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..connectors import AlignConnector
+from ..data.corpus import MONTHS
 from ..ops.statistics import cached_vocab_stats
 from ..speller import AFTER, Speller, chain
 
@@ -32,7 +33,6 @@ LOOKALIKES = (
     "pP", "zZ", ".,", ":;", "'`‘’", "\"“”", "-–—_", "nrh", "tf", "aeo", "mn", "DO", "EF", "PR",
 )  # fmt: skip
 """Characters a recogniser takes for one another."""
-MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 class Lines(NamedTuple):
@@ -131,7 +131,7 @@ class LineMaker:
         """What documents are numbered and dated with: ``DN94-8986``, ``12-Feb-2009``."""
         number = "".join(map(str, rng.integers(0, 10, rng.integers(2, 7))))
         if rng.random() < 0.3:
-            month, sign = MONTHS[rng.integers(12)], "- /."[rng.integers(4)]
+            month, sign = MONTHS[rng.integers(12)][:3], "- /."[rng.integers(4)]
             return sign.join((str(rng.integers(1, 32)), month, str(rng.integers(1990, 2030))))
         capitals = "".join(chr(65 + i) for i in rng.integers(0, 26, rng.integers(1, 4)))
         sign = ("", "-", "/", " ")[rng.integers(4)]
