@@ -6,7 +6,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +52,12 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _seed() -> Iterator[None]:
     torch.manual_seed(0)
     np.random.seed(0)
+    yield
+    # what a test calls may set it: sums on more threads round differently in all tests after it
+    torch.set_num_threads(1)
 
 
 def build_tokenizer(special_tokens: list[str] = SPECIAL_TOKENS, **names: str) -> Any:
