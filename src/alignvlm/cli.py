@@ -78,6 +78,8 @@ def train(
     json_: Json = False,
 ) -> None:
     """Train a recipe's stages."""
+    from accelerate import PartialState
+
     from .train.recipe import load_recipe
 
     loaded = load_recipe(recipe, set_)
@@ -100,6 +102,8 @@ def train(
         report=lambda line: typer.echo(line, err=json_),
     )
     _emit(json_, {"out": str(folder)}, f"model written to {folder}")
+    # under torchrun: threads of a group still open at exit may abort the process
+    PartialState().destroy_process_group()
 
 
 @app.command()

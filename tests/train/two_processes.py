@@ -95,3 +95,4 @@ if __name__ == "__main__":
         use_zero3()
         run.StageTrainer = Partitioned
     train(load_recipe(recipe), out, quiet=True, resume="--resume" in rest)
+    PartialState().destroy_process_group()  # as the command does
