@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from alignvlm.characters import Emissions, Placed, emissions, find_lines
+from alignvlm.cells import arrange, read_row
+from alignvlm.characters import Emissions, Line, Placed, emissions, find_lines, rereadings
 from alignvlm.errors import ConfigError
-from alignvlm.line_reader import ALPHABET, LineReaderConfig, LineReaderModel, _arrange
+from alignvlm.line_reader import ALPHABET, LineReaderConfig, LineReaderModel
 from alignvlm.speller import AFTER, BEFORE, Speller, chain, start_probabilities
 
 TINY = {"image_size": [40, 80], "hidden_size": 16, "speller_depth": 1}
@@ -45,6 +46,8 @@ def test_one_feature_a_cell(keys: dict[str, Any], grid: tuple[int, int]) -> None
 def test_tiles_that_are_no_whole_cells_are_refused() -> None:
     with pytest.raises(ConfigError, match="whole number of cells"):
         LineReaderConfig(image_size=[50, 80])
+    with pytest.raises(ConfigError, match="scales"):
+        LineReaderConfig(scales=[1.0, 0.0])
     model = LineReaderModel(LineReaderConfig(**TINY))
     with pytest.raises(ConfigError, match="no whole number"):
         model(torch.randn(1, 3, 50, 80))
@@ -129,11 +132,20 @@ def reading(text: str, row: int, y: float, sure: float, x: float = 0.0) -> list[
     ]
 
 
-def lines_of(*readings: list[tuple]) -> list[tuple[float, str]]:
+def found_in(*readings: list[tuple], seen: dict[int, float]) -> tuple[Emissions, Placed]:
+    """``seen``: row to the size its text was seen at, px; 45 where nothing is said."""
     rows = sorted(entry for part in readings for entry in part)
     row, column, kind, sure, x, y, em, right = (np.array(v) for v in zip(*rows))
     found = Emissions(*(torch.tensor(v) for v in (row, column, kind)), torch.tensor(sure))
-    lines = find_lines(found, Placed(x=x, y=y, em=em, right=right), SPACE)
+    sizes = np.array([seen.get(int(number), 45.0) for number in row])
+    return found, Placed(x=x, y=y, em=em, right=right, seen=sizes)
+
+
+def lines_of(
+    *readings: list[tuple], seen: dict[int, float] | None = None
+) -> list[tuple[float, str]]:
+    found, placed = found_in(*readings, seen=seen or {})
+    kind, lines = found.kind, find_lines(found, placed, SPACE)
     return sorted((line.y, "".join(ALPHABET[kind[m]] for m in line.members)) for line in lines)
 
 
@@ -152,14 +164,82 @@ def test_what_a_better_reading_does_not_cover_is_kept() -> None:
     assert [text for _, text in found] == ["ab", "cd"]
 
 
+def test_a_reading_at_a_better_size_wins_over_a_surer_one() -> None:
+    small, large = reading("13.08", 1, 20.5, 0.95), reading("18.08", 9, 20.0, 0.85)
+    assert lines_of(small, large) == [(20.5, "13.08")]
+    assert lines_of(small, large, seen={1: 20.0}) == [(20.0, "18.08")]
+
+
+def test_text_of_another_size_is_read_again_around_it() -> None:
+    parts = [
+        reading("small", 2, 30.0, 0.8),
+        reading("print", 4, 60.0, 0.4),  # hardly read, but its size shows
+        reading("right", 9, 200.0, 0.9),
+        reading("LARGE", 20, 400.0, 0.9),
+        reading("noise", 30, 600.0, 0.1),
+    ]
+    found, placed = found_in(*parts, seen={2: 24.0, 4: 26.0, 20: 85.0, 30: 24.0})
+    half, twice = rereadings(found, placed, [1.0, 0.5, 2.0])
+    assert half == [(350.0, 450.0)]  # 2.5 times the size, which is 20 px, above and below
+    assert twice == [(-20.0, 110.0)]  # two lines whose surroundings touch
+
+
+def test_a_page_is_read_at_the_sizes_its_text_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = eager(LineReaderModel(LineReaderConfig(**TINY, scales=[1.0, 2.0]))).eval()
+    seen: list[tuple[float, Any]] = []
+    own = model.see
+
+    def see(page: torch.Tensor, scale: float = 1.0, span: Any = None) -> Any:
+        seen.append((scale, span))
+        return own(page, scale, span)
+
+    monkeypatch.setattr(model, "see", see)
+    page = torch.randn(1, 3, 80, 160)
+    with torch.no_grad():
+        for log_size, scales in ((np.log(45 / 32), [1.0]), (np.log(20 / 32), [1.0, 2.0])):
+            model.localiser.out.weight.zero_()
+            model.localiser.out.bias[2] = log_size  # cells are enlarged to 32 px
+            seen.clear()
+            model(page)
+            assert [scale for scale, _ in seen] == scales
+
+
+def test_a_part_of_a_page_is_read_as_in_the_whole() -> None:
+    model = eager(LineReaderModel(LineReaderConfig(**TINY))).eval()
+    page = torch.randn(3, 400, 160)
+    with torch.no_grad():
+        whole, part = model.see(page), model.see(page, span=(150, 330))
+    high = 400 / (model.enlarge(page).shape[2] // 16)
+    first = int(150 / high) // 3 * 3
+    inner = part[0].row.max() // 2  # away from the edges, which see nothing beyond them
+    theirs = part[0].row == inner
+    ours = whole[0].row == first + inner
+    assert ours.any()
+    assert whole[0].kind[ours].tolist() == part[0].kind[theirs].tolist()
+    for a, b in zip(whole[1], part[1], strict=True):
+        np.testing.assert_allclose(a[ours], b[theirs], rtol=1e-3)
+
+
+def test_a_gap_is_a_space_seen_or_not() -> None:
+    text = reading("SDNBHD", 1, 20.0, 0.9)
+    wide = [(*entry[:4], entry[4] + 5 * (i > 2), *entry[5:7], entry[7] + 5 * (i > 2))
+            for i, entry in enumerate(text)]  # fmt: skip
+    for entries, expected in ((text, "SDNBHD"), (wide, "SDN BHD")):
+        found, placed = found_in(entries, seen={})
+        line = Line(np.arange(len(entries)), 20.0)
+        order, x = read_row([line], placed, found.kind.numpy(), SPACE)
+        assert "".join(" " if m < 0 else ALPHABET[found.kind[m]] for m in order) == expected
+        assert x == sorted(x)
+
+
 def test_starts_take_cells_as_targets_do() -> None:
     places = [(0, 1.2), (0, 1.7), (0, 1.9), (0, 3.0), (1, 5.9)]
     starts, likely = np.array([1, 1, 0, 1, 1], bool), np.array([1, 1, 1, 0, 0], bool)
-    chosen, cells = _arrange(places, starts, starts, (2, 6))
+    chosen, cells = arrange(places, starts, starts, (2, 6))
     assert dict(zip(chosen, cells)) == {0: 1, 1: 2, 3: 3, 4: 11}
-    chosen, _ = _arrange(places, starts, likely, (2, 6))
+    chosen, _ = arrange(places, starts, likely, (2, 6))
     assert 2 not in chosen  # its own cell is taken
-    chosen, cells = _arrange(places, starts & ~likely, likely, (2, 6))
+    chosen, cells = arrange(places, starts & ~likely, likely, (2, 6))
     assert dict(zip(chosen, cells)) == {0: 1, 3: 3, 4: 11}  # 1 and 2 stand where 0 does
 
 

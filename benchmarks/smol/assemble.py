@@ -24,11 +24,13 @@ BLANK_GAMMA = 8.0
 """The blank is no target on text: its γ is set, a little above the others', so that it can be said
 for sure."""
 TILE, CELL = [96, 200], [16, 8]
-"""Px of tiles and cells: pages are enlarged twice, so small print is read too. All parts count in
-cells, so that they can be trained with others (``common.CELL_HEIGHT``)."""
+"""Px of tiles and cells: size 1 is twice as large. All parts count in cells, so that they can be
+trained with others (``common.CELL_HEIGHT``)."""
+SCALES = [0.8, 1.5, 1.1, 0.45]
+"""Sizes for print of 26 px and more (28 at best), up to 17, up to 25 and from 45."""
 VISION_KEYS = (
-    "model_type", "image_size", "patch_size", "cell_features", "pool_width", "alphabet",
-    "hidden_size", "speller_depth",
+    "model_type", "image_size", "patch_size", "cell_features", "scales", "pool_width",
+    "alphabet", "hidden_size", "speller_depth",
 )  # fmt: skip
 
 
@@ -103,7 +105,7 @@ def main() -> None:
         },
         FOLDER / WEIGHTS,
     )
-    config = vision.config.to_dict() | {"image_size": TILE, "patch_size": CELL}
+    config = vision.config.to_dict() | {"image_size": TILE, "patch_size": CELL, "scales": SCALES}
     settings = {
         "text": TEXT,
         "vision": {key: config[key] for key in VISION_KEYS},

@@ -35,7 +35,7 @@ def spec(index: int, rng: np.random.Generator) -> tuple[RenderSpec, int]:
 def samples(model: LineReaderModel, page: Page, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Features of the characters read, and where they stand, in the localiser's units."""
     pixels = torch.tensor(np.array(page.image)).permute(2, 0, 1) / 127.5 - 1
-    features, probabilities = model.recognise(pixels)
+    features, probabilities = model.recognise(model.enlarge(pixels))
     found = emissions(probabilities)
     gathered = model.gather(found, features)
     x = (found.column.numpy() + 0.5) * CELL_WIDTH / 2

@@ -8,6 +8,7 @@ soft characters keep their gradients.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,12 @@ SAME_LINE_EMS = 0.45
 """Readings whose lines are nearer than this are of one line."""
 EVEN = 0.4
 """Probability at which a character speaks neither for nor against a reading of its line."""
+BEST_PX, BEST_FACTOR, GOOD_FIT = 45.0, 1.6, 0.85
+"""Size of text that the recogniser reads best, the factor at which it speaks against it, and the
+:func:`fitness` of a size that needs no better one."""
+SEEN, MARGIN_EMS = 0.3, 2.5
+"""Probability above which a character's size counts, and what is read around a line that is read
+again, above and below its middle."""
 LEAST_MEAN = 0.5
 """A run of characters whose mean probability is lower is no text."""
 
@@ -70,12 +77,24 @@ class Placed(NamedTuple):
         y: middle of its line's small letters.
         em: size of the text.
         right: right edge.
+        seen: size of the text as the recogniser saw it, px of the enlarged page.
     """
 
     x: NDArray[np.float32]
     y: NDArray[np.float32]
     em: NDArray[np.float32]
     right: NDArray[np.float32]
+    seen: NDArray[np.float32]
+
+
+def join(parts: list[tuple[Emissions, Placed]]) -> tuple[Emissions, Placed]:
+    """Readings of one page at several sizes as one: their rows follow one another."""
+    first, rows = 0, []
+    for found, _ in parts:
+        rows.append(found.row + first)
+        first += int(found.row.max()) + 1 if len(found.row) else 0
+    found = Emissions(torch.cat(rows), *map(torch.cat, list(zip(*(p[0] for p in parts)))[1:]))
+    return found, Placed(*map(np.concatenate, zip(*(p[1] for p in parts))))
 
 
 class Line(NamedTuple):
@@ -104,7 +123,8 @@ def find_lines(found: Emissions, placed: Placed, space: int) -> list[Line]:
     runs = _runs(row[visible], placed.x[visible], placed.y[visible], placed.em[visible])
     readings = [visible[run] for run in runs]
     # characters that are surely read count for a reading, others against it
-    readings.sort(key=lambda members: -float((sure[members] - EVEN).sum()))
+    fit = fitness(placed.seen)
+    readings.sort(key=lambda members: -float((fit[members] * (sure[members] - EVEN)).sum()))
     taken: list[tuple[float, float, float, float]] = []  # left, right, y, em
     lines: list[Line] = []
     for members in readings:
@@ -116,6 +136,60 @@ def find_lines(found: Emissions, placed: Placed, space: int) -> list[Line]:
             taken.append((left, right, y, em))
             lines.append(Line(_with_spaces(piece, row, kind, placed.x, space), y))
     return lines
+
+
+def fitness(seen: NDArray[np.float32]) -> NDArray[np.float32]:
+    """How well text of that size is read, up to 1: half as well at twice or half the best size."""
+    return np.exp(-0.5 * (np.log(seen / BEST_PX) / np.log(BEST_FACTOR)) ** 2)
+
+
+def rereadings(
+    found: Emissions, placed: Placed, scales: Sequence[float]
+) -> list[list[tuple[float, float]]]:
+    """What is better read at a size other than the first, at which this was read.
+
+    Text too small or too large to be read still shows its size.
+
+    Returns:
+        For each further size, tops and bottoms in px of the page.
+    """
+    sure = found.probability.float().cpu().numpy() > SEEN
+    row = found.row.cpu().numpy()[sure]
+    y, em, seen = placed.y[sure], placed.em[sure], placed.seen[sure]
+    sizes = np.array(scales)
+    lines = []  # a row's middle, what is read around it, and how well at each size
+    for number in np.unique(row):
+        here = row == number
+        reach = MARGIN_EMS * np.median(em[here])
+        fit = fitness(np.median(seen[here]) / scales[0] * sizes)
+        lines.append(((y[here].min() - reach, y[here].max() + reach), np.median(y[here]), fit))
+    wanted: list[list[tuple[float, float]]] = [[] for _ in scales]
+    for best in np.argsort(-sizes):
+        others = [
+            (other, span) for other, spans in enumerate(wanted[1:], start=1) for span in spans
+        ]
+        spans = [
+            span
+            for span, middle, fit in lines
+            if fit.argmax() == best
+            # a larger one that is read around it anyway may do
+            and not any(
+                fit[other] >= GOOD_FIT and top <= middle <= bottom
+                for other, (top, bottom) in others
+            )
+        ]
+        wanted[best] = _merged(spans)
+    return wanted[1:]
+
+
+def _merged(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    result: list[tuple[float, float]] = []
+    for top, bottom in sorted(spans):
+        if result and top <= result[-1][1]:
+            result[-1] = (result[-1][0], max(result[-1][1], bottom))
+        else:
+            result.append((top, bottom))
+    return result
 
 
 def _runs(

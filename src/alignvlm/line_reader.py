@@ -14,6 +14,8 @@ one learned feature, *blank*.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -21,15 +23,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 
-from .characters import Emissions, Line, Placed, emissions, find_lines
+from .cells import arrange, join_tiles, page_grids, read_row, split_tiles
+from .characters import Emissions, Line, Placed, emissions, find_lines, join, rereadings
 from .errors import ConfigError
-from .recogniser import COLUMN_STRIDE, NECK, ROW_STRIDE, STAGES, Backbone, Neck
+from .recogniser import COLUMN_STRIDE, NECK, ROW_STRIDE, SE_WINDOW, STAGES, Backbone, Neck
 from .speller import Speller, chain, start_probabilities
 
 PRETRAINED = ("backbone.", "neck.", "characters.")
@@ -37,11 +39,9 @@ PRETRAINED = ("backbone.", "neck.", "characters.")
 ALPHABET = (
     "".join(map(chr, range(32, 127))) + "£€–—‘’“”•©®™°é§·×½ñüöäáíóúçèêàâîôûëïß¥¢±²³"
 )  # fmt: skip
-WORD_GAP_EMS = 1.7
-"""Left edges of neighbours further apart than this have a space between them, seen or not."""
-MAX_SHIFT = 2
-"""Cells a token may move right when the cell it starts in is taken."""
 REMEMBERED_PAGES = 64
+WINDOW = SE_WINDOW[0] // ROW_STRIDE
+"""Rows of features of an excitation's window: parts of pages are whole ones."""
 START_PRIOR = 0.12
 """Probability above which a character gets a cell in training, to learn whether a token starts."""
 
@@ -58,6 +58,9 @@ class LineReaderConfig(PreTrainedConfig):
             ``pool_width`` they fix the enlargement: a tile is scaled until a cell is
             ``16 rows x 4 pool_width columns`` px. Text should then be about 42 px (the em), as the
             recogniser knows it: ``[20, 10]`` and ``[2, 2]`` enlarge 1.6 times.
+        scales: the sizes at which a page may be read, 1 being the one that follows from the cells.
+            All of it is read at the first; at each other one what that suits better, going by the
+            size of the text as first seen. Each line is kept from its best reading.
         pool_width: columns of the backbone averaged before the neck.
         alphabet: the characters that can be told apart.
         hidden_size: channels of the output.
@@ -74,6 +77,7 @@ class LineReaderConfig(PreTrainedConfig):
         image_size: Any = (100, 200),
         patch_size: Any = (20, 10),
         cell_features: Any = (2, 2),
+        scales: Sequence[float] = (1.0,),
         pool_width: int = 2,
         alphabet: str = ALPHABET,
         hidden_size: int = 512,
@@ -83,6 +87,7 @@ class LineReaderConfig(PreTrainedConfig):
         self.image_size = _pair(image_size)
         self.patch_size = _pair(patch_size)
         self.cell_features = _pair(cell_features)
+        self.scales = list(scales)
         self.pool_width = pool_width
         self.alphabet = alphabet
         self.hidden_size = hidden_size
@@ -92,6 +97,8 @@ class LineReaderConfig(PreTrainedConfig):
                 f"vision encoder: a tile of {self.image_size} px is not a whole number of cells of "
                 f"{self.patch_size} px"
             )
+        if not self.scales or min(self.scales) <= 0:
+            raise ConfigError(f"vision encoder: scales {self.scales} are not positive numbers")
         super().__init__(**kwargs)
 
     @property
@@ -183,14 +190,14 @@ class LineReaderModel(PreTrainedModel):
         size = pixel_values.shape[-2:]
         if size[0] % cell[0] or size[1] % cell[1]:
             raise ConfigError(f"tiles of {tuple(size)} px are no whole number of {cell} px cells")
-        grids = [(1, 1)] * len(pixel_values) if image_grids is None else _grids(image_grids)
+        grids = [(1, 1)] * len(pixel_values) if image_grids is None else page_grids(image_grids)
         parts, start = [], 0
         for rows, cols in grids:
             tiles = pixel_values[start : start + rows * cols]
             start += rows * cols
-            page = _page(tiles, rows, cols)
+            page = join_tiles(tiles, rows, cols)
             features = self.read_page(page)
-            parts.append(_tiles(features, rows, cols))
+            parts.append(split_tiles(features, rows, cols))
         return BaseModelOutput(last_hidden_state=torch.cat(parts))
 
     def read_page(self, page: Float[Tensor, "3 height width"]) -> Float[Tensor, "d rows cols"]:
@@ -213,7 +220,8 @@ class LineReaderModel(PreTrainedModel):
         # in-place changes of weights, and loading them, raise their version
         versions = sum(p._version for p in self.parameters())
         pixels = page.detach().float().cpu().contiguous().numpy()
-        key = (page.shape, page.dtype, versions, blake2b(pixels.tobytes()).digest())
+        scales = tuple(self.config.scales)
+        key = (page.shape, page.dtype, scales, versions, blake2b(pixels.tobytes()).digest())
         if key not in self._pages:
             while len(self._pages) >= REMEMBERED_PAGES:
                 self._pages.pop(next(iter(self._pages)))
@@ -226,26 +234,71 @@ class LineReaderModel(PreTrainedModel):
         self, page: Tensor, size: tuple[int, int]
     ) -> tuple[Int[Tensor, "n"], Float[Tensor, "n d"]]:
         """Cells in which tokens start, and their features."""
-        features, probabilities = self.recognise(page)
-        found = emissions(probabilities)
+        first, *others = self.config.scales
+        seen = [self.see(page, first)]
+        if others:
+            found, placed, _ = seen[0]
+            wanted = rereadings(found, placed, self.config.scales)
+            for scale, spans in zip(others, wanted, strict=True):
+                seen += [self.see(page, scale, span) for span in spans]
+        found, placed = join([part[:2] for part in seen])
         if not len(found.row):
-            return found.row, features.new_zeros(0, len(self.blank))
-        placed = self.place(found, features)
+            return found.row, page.new_zeros(0, len(self.blank))
         lines = find_lines(found, placed, self.space)
-        return self._spell(lines, found, placed, probabilities, size)
+        return self._spell(lines, found, placed, torch.cat([part[2] for part in seen]), size)
+
+    def see(
+        self,
+        page: Float[Tensor, "3 height width"],
+        scale: float = 1.0,
+        span: tuple[float, float] | None = None,
+    ) -> tuple[Emissions, Placed, Float[Tensor, "n alphabet"]]:
+        """The characters of a page read at one size, where they stand, and what else they may be.
+
+        The last are probabilities without CTC's blank.
+
+        Args:
+            span: top and bottom of what is read, px of the page.
+        """
+        pixels = self.enlarge(page, scale)
+        high = page.shape[1] / (pixels.shape[2] // ROW_STRIDE)
+        wide = page.shape[2] / (pixels.shape[3] // self.column_stride)
+        first = 0
+        if span is not None:
+            first = max(0, int(span[0] / high) // WINDOW * WINDOW)
+            last = math.ceil(span[1] / high / WINDOW) * WINDOW
+            pixels = pixels[:, :, first * ROW_STRIDE : last * ROW_STRIDE]
+        features, probabilities = self.recognise(pixels)
+        found = emissions(probabilities)
+        soft = probabilities[found.row, found.column, 1:]
+        soft = soft / soft.sum(-1, keepdim=True).clamp_min(1e-6)
+        return found, self.place(found, features, (high, wide), first), soft
+
+    @property
+    def column_stride(self) -> int:
+        """Width in px, after enlarging, of a column of features."""
+        return COLUMN_STRIDE * self.config.pool_width
+
+    def enlarge(
+        self, page: Float[Tensor, "3 height width"], scale: float = 1.0
+    ) -> Float[Tensor, "1 3 h w"]:
+        """The page as the recogniser sees it: ``h`` and ``w`` are whole rows and columns."""
+        size, cell = page.shape[-2:], self.config.patch_size
+        strides = ROW_STRIDE, self.column_stride
+        seen = [
+            max(1, round(s / c * px * scale / stride)) * stride
+            for s, c, px, stride in zip(size, cell, self.config.cell_px, strides, strict=True)
+        ]
+        pixels = page[None]
+        return pixels if seen == list(size) else F.interpolate(pixels, size=seen, mode="bilinear")
 
     def recognise(
-        self, page: Float[Tensor, "3 height width"]
+        self, pixels: Float[Tensor, "1 3 h w"]
     ) -> tuple[Float[Tensor, "c r k"], Float[Tensor, "r k alphabet"]]:
         """Features of backbone and neck, and soft characters (the first is CTC's blank).
 
         Windows 32 px high at every row of features: ``[504, rows, columns]``.
         """
-        cell, size = self.config.patch_size, page.shape[-2:]
-        seen = [s // c * px for s, c, px in zip(size, cell, self.config.cell_px, strict=True)]
-        pixels = page[None]
-        if seen != list(size):
-            pixels = F.interpolate(pixels, size=seen, mode="bilinear")
         window = (2, self.config.pool_width)
         # the last row's window would reach below the page
         x = F.pad(self.backbone(pixels), (0, 0, 0, 1), mode="replicate")
@@ -259,19 +312,32 @@ class LineReaderModel(PreTrainedModel):
         wide = F.pad(features, (1, 1))
         return torch.cat([wide[:, found.row, found.column + k].T for k in range(3)], 1)
 
-    def place(self, found: Emissions, features: Float[Tensor, "c r k"]) -> Placed:
-        """Where each emission's character stands, in px of the page."""
-        high, wide = self.config.patch_size
-        rows, cols = self.config.cell_features
+    def place(
+        self,
+        found: Emissions,
+        features: Float[Tensor, "c r k"],
+        pitch: tuple[float, float],
+        first: int = 0,
+    ) -> Placed:
+        """Where each emission's character stands.
+
+        Args:
+            pitch: height and width in px of the page of a row and a column of features.
+            first: the row of the page that is the features' first.
+        """
+        # the localiser counts in cells
+        high, wide = (n * px for n, px in zip(self.config.cell_features, pitch, strict=True))
         where = self.localiser(self.gather(found, features)).detach().float().cpu().numpy()
         # the middles of windows, which are two rows of features high
-        x = (found.column.cpu().numpy() + 0.5) * wide / cols
-        y = (found.row.cpu().numpy() + 1.0) * high / rows
+        x = (found.column.cpu().numpy() + 0.5) * pitch[1]
+        y = (found.row.cpu().numpy() + first + 1.0) * pitch[0]
+        em = np.exp(where[:, 2])
         return Placed(
             x=x + where[:, 0] * wide,
             y=y + where[:, 1] * high,
-            em=np.exp(where[:, 2]) * high,
+            em=em * high,
             right=x + where[:, 3] * wide,
+            seen=em * self.config.cell_px[0],
         )
 
     def _spell(
@@ -279,7 +345,7 @@ class LineReaderModel(PreTrainedModel):
         lines: list[Line],
         found: Emissions,
         placed: Placed,
-        probabilities: Tensor,
+        soft: Tensor,
         size: tuple[int, int],
     ) -> tuple[Int[Tensor, "n"], Float[Tensor, "n d"]]:
         """Cells of the page and the features that belong there.
@@ -288,9 +354,7 @@ class LineReaderModel(PreTrainedModel):
         words are one token then.
         """
         high, wide = self.config.patch_size
-        device = probabilities.device
-        soft = probabilities[found.row, found.column, 1:]
-        soft = soft / soft.sum(-1, keepdim=True).clamp_min(1e-6)
+        device = soft.device
         blank_space = F.one_hot(torch.tensor(self.space), soft.shape[1]).to(soft)
         soft = torch.cat([soft, blank_space[None]])  # index -1: a space that was not seen
         kinds = found.kind.cpu().numpy()
@@ -300,7 +364,7 @@ class LineReaderModel(PreTrainedModel):
             rows.setdefault(row, []).append(line)
         windows, beginnings, places = [], [], []
         for row, members in sorted(rows.items()):
-            order, x = _read(members, placed, kinds, self.space)
+            order, x = read_row(members, placed, kinds, self.space)
             chars = soft[torch.from_numpy(np.append(-1, order)).to(device)]
             windows.append(self.speller.windows(chars)[1:])
             beginnings.append(self.speller.beginnings(chars)[1:])
@@ -319,7 +383,7 @@ class LineReaderModel(PreTrainedModel):
         if lengths.requires_grad:
             gates = torch.cat([start_probabilities(row) for row in lengths.split(sizes)])
             likely = gates.detach().cpu().numpy() > START_PRIOR
-        chosen, cells = _arrange([place for row in places for place in row], starts, likely, size)
+        chosen, cells = arrange([place for row in places for place in row], starts, likely, size)
         index = torch.tensor(chosen, device=device, dtype=torch.long)
         values = features[index]
         if gates is not None:
@@ -329,80 +393,6 @@ class LineReaderModel(PreTrainedModel):
             gate = hard + soft_gate - soft_gate.detach()
             values = gate * values + (1 - gate) * self.blank
         return torch.tensor(cells, device=device, dtype=torch.long), values
-
-
-def _grids(image_grids: Tensor) -> list[tuple[int, int]]:
-    """Rows and columns of each page; a thumbnail is a page of one tile."""
-    result = []
-    for rows, cols, thumbnail in image_grids.tolist():
-        result += [(rows, cols)] + [(1, 1)] * bool(thumbnail)
-    return result
-
-
-def _page(tiles: Tensor, rows: int, cols: int) -> Tensor:
-    """``[rows * cols, 3, h, w]`` to ``[3, rows * h, cols * w]``."""
-    _, channels, high, wide = tiles.shape
-    page = tiles.view(rows, cols, channels, high, wide).permute(2, 0, 3, 1, 4)
-    return page.reshape(channels, rows * high, cols * wide)
-
-
-def _tiles(features: Tensor, rows: int, cols: int) -> Tensor:
-    """``[d, R, C]`` cells of a page to ``[rows * cols, d, R / rows, C / cols]``."""
-    width, high, wide = features.shape
-    tiles = features.view(width, rows, high // rows, cols, wide // cols)
-    return tiles.permute(1, 3, 0, 2, 4).reshape(rows * cols, width, high // rows, wide // cols)
-
-
-def _read(
-    lines: list[Line], placed: Placed, kinds: np.ndarray, space: int
-) -> tuple[np.ndarray, list[float]]:
-    """Emissions of one row of cells from left to right, -1 for an unseen space, and where each
-    starts, px."""
-    order: list[int] = []
-    x: list[float] = []
-    for line in sorted(lines, key=lambda line: float(placed.x[line.members[0]])):
-        for member in line.members:
-            is_space = kinds[member] == space
-            last = order[-1] if order else None
-            after_space = last is None or last == -1 or kinds[last] == space
-            if is_space:
-                if not after_space:
-                    order.append(int(member))
-                    x.append(float(placed.right[last]))
-                continue
-            if not after_space:
-                gap = placed.x[member] - placed.x[last]
-                if member == line.members[0] or gap > WORD_GAP_EMS * placed.em[member]:
-                    order.append(-1)
-                    x.append(float(placed.right[last]))
-            order.append(int(member))
-            x.append(float(placed.x[member]))
-    return np.array(order, dtype=np.int64), x
-
-
-def _arrange(
-    places: list[tuple[int, float]],
-    starts: NDArray[np.bool_],
-    likely: NDArray[np.bool_],
-    size: tuple[int, int],
-) -> tuple[list[int], list[int]]:
-    """Which characters get a cell, and which: starts of tokens first, as the targets are laid.
-
-    A start whose cell is taken moves right. In training other characters where a token may well
-    start (``likely``) stand in their own cell if it is free, so that P_vocab can say that one does.
-    """
-    cols = size[1]
-    taken: dict[int, int] = {}
-    for chosen, shifts in ((starts, MAX_SHIFT + 1), (likely & ~starts, 1)):
-        for index in np.flatnonzero(chosen):
-            row, x = places[index]
-            col = min(max(int(x + 0.05), 0), cols - 1)
-            for shift in range(shifts):
-                cell = row * cols + col + shift
-                if col + shift < cols and cell not in taken:
-                    taken[cell] = int(index)
-                    break
-    return list(taken.values()), list(taken)
 
 
 AutoConfig.register(LineReaderConfig.model_type, LineReaderConfig, exist_ok=True)

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..cells import MAX_SHIFT
 from ..config import AlignVLMConfig
 from ..errors import ConfigError
-from ..line_reader import MAX_SHIFT
 from ..losses import IGNORE
 from ..tiling import Grid, fit_scale
 from .render import X_MIDDLE, Word
