@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .characters import Line, Placed
 
-SPACE_EMS = 0.18
+SPACE_EMS = 0.25
 """A gap between neighbours wider than this is a space, seen or not."""
 MAX_SHIFT = 2
 """Cells a token may move right when the cell it starts in is taken."""
@@ -55,7 +55,7 @@ def read_row(
                 continue
             if not after_space:
                 gap = placed.x[member] - placed.right[last]
-                if member == line.members[0] or gap > SPACE_EMS * placed.em[member]:
+                if gap > SPACE_EMS * placed.em[member]:
                     order.append(-1)
                     x.append(float(placed.right[last]))
             order.append(int(member))
