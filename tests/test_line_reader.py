@@ -202,6 +202,23 @@ def test_a_page_is_read_at_the_sizes_its_text_needs(monkeypatch: pytest.MonkeyPa
             seen.clear()
             model(page)
             assert [scale for scale, _ in seen] == scales
+            assert seen[0][1] == (0, 80)
+
+
+def test_blank_rows_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = eager(LineReaderModel(LineReaderConfig(**TINY))).eval()
+    seen: list[Any] = []
+    own = model.see
+    monkeypatch.setattr(model, "see", lambda *args: (seen.append(args[2]), own(*args))[1])
+    page = torch.ones(1, 3, 400, 80)
+    with torch.no_grad():
+        assert torch.equal(
+            model(page).last_hidden_state[0], model.blank[:, None, None].expand(-1, 20, 8)
+        )
+        page[..., 30:40, 20:30] = -1
+        page[..., 300, 7] = 0.8
+        model(page)
+    assert seen == [(0, 72), (268, 333)]
 
 
 def test_a_part_of_a_page_is_read_as_in_the_whole() -> None:

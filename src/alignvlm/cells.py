@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .characters import Line, Placed
+from .characters import Line, Placed, merged
 
 SPACE_EMS = 0.25
 """A gap between neighbours wider than this is a space, seen or not."""
 MAX_SHIFT = 2
 """Cells a token may move right when the cell it starts in is taken."""
+INK, INK_MARGIN = 0.12, 32
+"""Contrast within a row of pixels (white is 1, black -1) from which something may be there, and how
+many rows above and below it are looked at, too."""
 
 
 def page_grids(image_grids: Tensor) -> list[tuple[int, int]]:
@@ -34,6 +38,14 @@ def split_tiles(features: Tensor, rows: int, cols: int) -> Tensor:
     width, high, wide = features.shape
     tiles = features.view(width, rows, high // rows, cols, wide // cols)
     return tiles.permute(1, 3, 0, 2, 4).reshape(rows * cols, width, high // rows, wide // cols)
+
+
+def inked_rows(page: Float[Tensor, "3 height width"]) -> list[tuple[float, float]]:
+    """Tops and bottoms, px, of what is not blank; a page is often half so."""
+    contrast = (page.amax(2) - page.amin(2)).amax(0)
+    rows = (contrast > INK).nonzero()[:, 0].tolist()
+    spans = merged((max(0, row - INK_MARGIN), row + 1 + INK_MARGIN) for row in rows)
+    return [(top, min(bottom, page.shape[1])) for top, bottom in spans]
 
 
 def read_row(

@@ -8,7 +8,7 @@ soft characters keep their gradients.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -178,11 +178,12 @@ def rereadings(
                 for other, (top, bottom) in others
             )
         ]
-        wanted[best] = _merged(spans)
+        wanted[best] = merged(spans)
     return wanted[1:]
 
 
-def _merged(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
+def merged(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Spans that touch as one."""
     result: list[tuple[float, float]] = []
     for top, bottom in sorted(spans):
         if result and top <= result[-1][1]:

@@ -28,7 +28,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 
-from .cells import arrange, join_tiles, page_grids, read_row, split_tiles
+from .cells import arrange, inked_rows, join_tiles, page_grids, read_row, split_tiles
 from .characters import Emissions, Line, Placed, emissions, find_lines, join, rereadings
 from .errors import ConfigError
 from .recogniser import COLUMN_STRIDE, NECK, ROW_STRIDE, SE_WINDOW, STAGES, Backbone, Neck
@@ -235,15 +235,16 @@ class LineReaderModel(PreTrainedModel):
     ) -> tuple[Int[Tensor, "n"], Float[Tensor, "n d"]]:
         """Cells in which tokens start, and their features."""
         first, *others = self.config.scales
-        seen = [self.see(page, first)]
-        if others:
-            found, placed, _ = seen[0]
+        seen = [self.see(page, first, span) for span in inked_rows(page)]
+        if others and seen:
+            found, placed = join([part[:2] for part in seen])
             wanted = rereadings(found, placed, self.config.scales)
             for scale, spans in zip(others, wanted, strict=True):
                 seen += [self.see(page, scale, span) for span in spans]
+        if not any(len(part[0].row) for part in seen):
+            nothing = torch.zeros(0, dtype=torch.long, device=page.device)
+            return nothing, page.new_zeros(0, len(self.blank))
         found, placed = join([part[:2] for part in seen])
-        if not len(found.row):
-            return found.row, page.new_zeros(0, len(self.blank))
         lines = find_lines(found, placed, self.space)
         return self._spell(lines, found, placed, torch.cat([part[2] for part in seen]), size)
 
