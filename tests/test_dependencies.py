@@ -19,6 +19,7 @@ ROOT = Path(alignvlm.__file__).parent
 LAYERS = (
     {"errors"},
     {"characters", "recogniser", "speller", "gguf_weights"},
+    {"cells"},
     {"line_reader"},
     {"pretrained_vision"},
     {"config", "tiling", "hub"},
