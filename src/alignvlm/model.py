@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .config import AlignVLMConfig
 from .connectors import AlignConnector, Connector, build_connector
-from .connectors.align import distinct
+from .connectors.align import distinct, distinct_pairs
 from .dropping import Compact, kept_positions
 from .errors import AlignVLMError, ConfigError
 from .losses import VocabLoss, combine, vocab_loss
@@ -185,6 +185,7 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
             vocab_targets,
             self.config.blank_token_id,
             self.config.blank_loss_weight,
+            shared=self._reads_pages,
         )
 
     def _align(self) -> AlignConnector:
@@ -252,16 +253,32 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         config = self.config
         if targets is None and config.blank_threshold is None:
             return self.connector(features, self.text_embedding()), None, None
-        align = self._align()
-        if targets is None and self._reads_pages and not torch.is_grad_enabled():
-            features, index = distinct(features.flatten(1, 2))
-            tokens, _, blank = self._mixture(align, features[None, :, None], None)
-            return tokens[0][index], None, None if blank is None else blank[0][index]
-        return self._mixture(align, features, targets)
+        align, asked = self._align(), targets
+        # an encoder of pages gives all blank cells one feature
+        shared = self._reads_pages and not features.requires_grad
+        if shared:
+            flat = features.flatten(1, 2)
+            if targets is None:
+                rows, index = distinct(flat)
+            else:
+                rows, asked, index = distinct_pairs(flat, targets)
+                asked = asked[None]
+            features = rows[None, :, None]
+        tokens, log_p = self._mixture(align, features, asked)
+        if shared:
+            tokens, log_p = tokens[0][index], log_p[0][index]
+        loss, blank = None, None
+        if targets is not None:
+            nll = -log_p[..., 0].flatten()
+            loss = combine(nll, targets.flatten(), config.blank_token_id, config.blank_loss_weight)
+        if config.blank_threshold is not None:
+            blank = log_p[..., 1].detach().exp() > config.blank_threshold
+        return tokens, loss, blank
 
     def _mixture(
         self, align: AlignConnector, features: Tensor, targets: Tensor | None
-    ) -> tuple[Tensor, VocabLoss | None, Tensor | None]:
+    ) -> tuple[Tensor, Tensor]:
+        """Visual tokens ``[T, n, D]`` and log-probabilities ``[T, n, 2]`` of target and blank."""
         config = self.config
         hidden = align.hidden(features).flatten(1, 2)
         asked = torch.full((*hidden.shape[:2], 2), -1, device=hidden.device)
@@ -270,15 +287,8 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         if config.blank_threshold is not None:
             asked[..., 1] = config.blank_token_id
         result = align.mixture(hidden, self.text_embedding(), asked)
-        assert result.target_logits is not None
-        log_p = result.target_logits - result.logsumexp[..., None]
-        loss, blank = None, None
-        if targets is not None:
-            nll = -log_p[..., 0].flatten()
-            loss = combine(nll, targets.flatten(), config.blank_token_id, config.blank_loss_weight)
-        if config.blank_threshold is not None:
-            blank = log_p[..., 1].detach().exp() > config.blank_threshold
-        return result.output, loss, blank
+        assert result.target_logits is not None and result.output is not None
+        return result.output, result.target_logits - result.logsumexp[..., None]
 
     def _touch_image_path(self, embeds: Tensor) -> Tensor:
         # a rank whose batch has no image must still take part in the others' gradient collectives

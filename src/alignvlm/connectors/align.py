@@ -50,6 +50,19 @@ def distinct(features: Float[Tensor, "*n d"]) -> tuple[Float[Tensor, "m d"], Int
     return rows, index.view(features.shape[:-1])
 
 
+def distinct_pairs(
+    features: Float[Tensor, "*n d"], targets: Int[Tensor, "*n"]
+) -> tuple[Float[Tensor, "m d"], Int[Tensor, "m"], Int[Tensor, "*n"]]:
+    """The different pairs of a vector and a target, and which of them each one is.
+
+    Negative targets are one: none.
+    """
+    rows, index = distinct(features)
+    base = int(targets.max()) + 2
+    pairs, where = torch.unique(index * base + targets.clamp_min(-1) + 1, return_inverse=True)
+    return rows[pairs // base], pairs % base - 1, where
+
+
 class AlignConnector(Connector):
     """ALIGN, Eq. 1-2 of arXiv 2502.01341.
 
