@@ -253,10 +253,9 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         config = self.config
         if targets is None and config.blank_threshold is None:
             return self.connector(features, self.text_embedding()), None, None
-        align, asked = self._align(), targets
+        align, asked, index = self._align(), targets, None
         # an encoder of pages gives all blank cells one feature
-        shared = self._reads_pages and not features.requires_grad
-        if shared:
+        if self._reads_pages and not features.requires_grad:
             flat = features.flatten(1, 2)
             if targets is None:
                 rows, index = distinct(flat)
@@ -265,7 +264,7 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
                 asked = asked[None]
             features = rows[None, :, None]
         tokens, log_p = self._mixture(align, features, asked)
-        if shared:
+        if index is not None:
             tokens, log_p = tokens[0][index], log_p[0][index]
         loss, blank = None, None
         if targets is not None:
