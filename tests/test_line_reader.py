@@ -219,6 +219,8 @@ def test_blank_rows_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
         page[..., 300, 7] = 0.8
         model(page)
     assert seen == [(0, 72), (268, 333)]
+    model(torch.ones(1, 3, 400, 80))  # learning: other processes would wait
+    assert seen[2:] == [(0, 400)]
 
 
 def test_a_part_of_a_page_is_read_as_in_the_whole() -> None:
@@ -235,6 +237,14 @@ def test_a_part_of_a_page_is_read_as_in_the_whole() -> None:
     assert whole[0].kind[ours].tolist() == part[0].kind[theirs].tolist()
     for a, b in zip(whole[1], part[1], strict=True):
         np.testing.assert_allclose(a[ours], b[theirs], rtol=1e-3)
+
+
+def test_a_span_beyond_the_page_is_its_edge() -> None:
+    model = eager(LineReaderModel(LineReaderConfig(**TINY))).eval()
+    page = torch.randn(3, 100, 80)
+    with torch.no_grad():
+        for span in ((-90.0, -10.0), (140.0, 200.0)):
+            assert len(model.see(page, 1.0, span)[0].row)
 
 
 def test_a_gap_is_a_space_seen_or_not() -> None:

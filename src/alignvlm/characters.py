@@ -139,7 +139,7 @@ def find_lines(found: Emissions, placed: Placed, space: int) -> list[Line]:
 
 
 def fitness(seen: NDArray[np.float32]) -> NDArray[np.float32]:
-    """How well text of that size is read, up to 1: half as well at twice or half the best size."""
+    """How well text of that size is read: 1 at the best size, a third at twice or half of it."""
     return np.exp(-0.5 * (np.log(seen / BEST_PX) / np.log(BEST_FACTOR)) ** 2)
 
 

@@ -235,7 +235,11 @@ class LineReaderModel(PreTrainedModel):
     ) -> tuple[Int[Tensor, "n"], Float[Tensor, "n d"]]:
         """Cells in which tokens start, and their features."""
         first, *others = self.config.scales
-        seen = [self.see(page, first, span) for span in inked_rows(page)]
+        spans = inked_rows(page)
+        if torch.is_grad_enabled() and not spans:
+            # where several processes learn, all of them must run the recogniser
+            spans = [(0, page.shape[1])]
+        seen = [self.see(page, first, span) for span in spans]
         if others and seen:
             found, placed = join([part[:2] for part in seen])
             wanted = rereadings(found, placed, self.config.scales)
@@ -266,8 +270,9 @@ class LineReaderModel(PreTrainedModel):
         wide = page.shape[2] / (pixels.shape[3] // self.column_stride)
         first = 0
         if span is not None:
-            first = max(0, int(span[0] / high) // WINDOW * WINDOW)
-            last = math.ceil(span[1] / high / WINDOW) * WINDOW
+            end = (pixels.shape[2] // ROW_STRIDE - 1) // WINDOW * WINDOW
+            first = min(max(0, int(span[0] / high) // WINDOW * WINDOW), end)
+            last = max(math.ceil(span[1] / high / WINDOW) * WINDOW, first + WINDOW)
             pixels = pixels[:, :, first * ROW_STRIDE : last * ROW_STRIDE]
         features, probabilities = self.recognise(pixels)
         found = emissions(probabilities)
