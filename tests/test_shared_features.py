@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from alignvlm.compose import compose
-from alignvlm.connectors.align import distinct_pairs
+from alignvlm.connectors.distinct import distinct_pairs
 from alignvlm.losses import vocab_loss
 
 VISION = {

@@ -31,7 +31,15 @@ from transformers.modeling_outputs import BaseModelOutput
 from .cells import arrange, inked_rows, join_tiles, page_grids, read_row, split_tiles
 from .characters import Emissions, Line, Placed, emissions, find_lines, join, rereadings
 from .errors import ConfigError
-from .recogniser import COLUMN_STRIDE, NECK, ROW_STRIDE, SE_WINDOW, STAGES, Backbone, Neck
+from .recogniser import (
+    COLUMN_STRIDE,
+    NECK,
+    ROW_STRIDE,
+    SE_WINDOW,
+    Backbone,
+    Localiser,
+    Neck,
+)
 from .speller import Speller, chain, start_probabilities
 
 PRETRAINED = ("backbone.", "neck.", "characters.")
@@ -110,24 +118,6 @@ class LineReaderConfig(PreTrainedConfig):
 
 def _pair(value: Any) -> list[int]:
     return [value, value] if isinstance(value, int) else [int(v) for v in value]
-
-
-class Localiser(nn.Module):
-    """Where a character that was read stands, in cells: left edge, line, size, right edge.
-
-    It looks at the features of the character's column and of its two neighbours.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        channels = STAGES[-1][-1][1] + NECK
-        self.norm = nn.LayerNorm(3 * channels)
-        self.hidden = nn.Linear(3 * channels, 128)
-        self.out = nn.Linear(128, 4)
-
-    def forward(self, features: Float[Tensor, "n c"]) -> Float[Tensor, "n 4"]:
-        """Offsets from the window's column (x) and middle (y), and ``log(em)``."""
-        return self.out(F.gelu(self.hidden(self.norm(features))))
 
 
 class LineReaderModel(PreTrainedModel):

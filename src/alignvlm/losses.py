@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .connectors import AlignConnector
-from .connectors.align import distinct_pairs
+from .connectors.distinct import distinct_pairs
 
 IGNORE = -100
 """Target of a cell that is not scored."""

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .config import AlignVLMConfig
 from .connectors import AlignConnector, Connector, build_connector
-from .connectors.align import distinct, distinct_pairs
+from .connectors.distinct import distinct, distinct_pairs
 from .dropping import Compact, kept_positions
 from .errors import AlignVLMError, ConfigError
 from .losses import VocabLoss, combine, vocab_loss

@@ -166,3 +166,21 @@ class Neck(nn.Module):
         for block in self.blocks:
             x = block(x)
         return skip + self.norm(x).unflatten(0, (batch, rows)).permute(0, 3, 1, 2)
+
+
+class Localiser(nn.Module):
+    """Where a character that was read stands, in cells: left edge, line, size, right edge.
+
+    It looks at the features of the character's column and of its two neighbours.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        channels = STAGES[-1][-1][1] + NECK
+        self.norm = nn.LayerNorm(3 * channels)
+        self.hidden = nn.Linear(3 * channels, 128)
+        self.out = nn.Linear(128, 4)
+
+    def forward(self, features: Float[Tensor, "n c"]) -> Float[Tensor, "n 4"]:
+        """Offsets from the window's column (x) and middle (y), and ``log(em)``."""
+        return self.out(F.gelu(self.hidden(self.norm(features))))

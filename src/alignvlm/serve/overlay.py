@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from ..analysis import PageReading
 from ..analysis.inspect import CellReading, page_features, read_features
 from ..analysis.vocabulary import most_used, prunable, pruned_to, vocabulary_mass
-from ..connectors.align import distinct
+from ..connectors.distinct import distinct
 from ..eval.noise import feature_noise
 from ..generation import AlignVLMForConditionalGeneration
 from ..processor import AlignVLMProcessor
