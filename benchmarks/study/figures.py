@@ -1,4 +1,4 @@
-"""The study's figures: svg, the same bytes from the same numbers."""
+"""The study's figures: svg, the same picture from the same numbers."""
 
 from __future__ import annotations
 

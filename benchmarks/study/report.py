@@ -31,7 +31,7 @@ three seeds is "not run yet".
 
 
 def write(results: Path, page: Path) -> Path:
-    """Write the page and its figures; the same results give the same bytes."""
+    """Write the page and its figures; the same results give the same text and pictures."""
     study = Study.load(results)
     page.parent.mkdir(parents=True, exist_ok=True)
     folder = page.parent / ASSETS
