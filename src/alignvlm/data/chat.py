@@ -117,7 +117,7 @@ def page_vocab_targets(
 ) -> Tensor:
     """Targets of all tiles of a record, int64 ``[T, n]``.
 
-    Thumbnails, and images without words, are not scored.
+    Thumbnails, images without words, and ink that no word explains are not scored.
 
     Args:
         image_grids: as the image processor returned them.
@@ -129,8 +129,9 @@ def page_vocab_targets(
             tiles.append(torch.full((grid.tiles, config.tokens_per_tile), IGNORE))
         else:
             words, size = as_words(record.words[index]), _image_size(record, index)
-            targets = page_targets(words, size, grid, config, tokenizer).targets
-            tiles.append(tile_targets(targets, grid))
+            unread = () if record.unread is None else record.unread[index]
+            truth = page_targets(words, size, grid, config, tokenizer, unread)
+            tiles.append(tile_targets(truth.targets, grid))
         if thumbnail:
             tiles.append(torch.full((1, config.tokens_per_tile), IGNORE))
     return torch.cat(tiles)

@@ -22,6 +22,7 @@ from PIL import Image
 
 from ..errors import DataError
 from ..image_processor import MAX_PIXELS, to_rgb
+from .pdf_fields import flatten, in_reading_order
 from .pdf_text import char_edges, char_groups, to_pixels
 
 if TYPE_CHECKING:
@@ -292,7 +293,8 @@ def _open_page(path: Path, document: Any, index: int) -> Iterator[Any]:
 
 
 def pdf_words(path: str | os.PathLike[str], page: int, *, dpi: float = 144) -> list[Word]:
-    """Read the words of one PDF page from its text layer, in the pixels of :func:`load_pages`.
+    """Read the words of one PDF page from its text layer, its form fields and its annotations, in
+    the pixels of :func:`load_pages`.
 
     Args:
         path: the PDF.
@@ -302,21 +304,30 @@ def pdf_words(path: str | os.PathLike[str], page: int, *, dpi: float = 144) -> l
     Returns:
         Words in the file's reading order; ``box`` is ``(x0, y0, x1, y1)`` with y down, ``line``
         counts the lines PDFium finds, ``char_x`` has the left edge of each character. Empty for a
-        page without a text layer (a scan).
+        page without any (a scan).
 
     Raises:
         DataError: as :func:`load_pages`.
     """
-    from .render import Word
-
     path = Path(path)
     with _open_pdf(path) as document:
         parse_pages(str(page + 1), len(document), where=str(path))
         with _open_page(path, document, page) as pdf_page:
-            width, height = _page_size(path, pdf_page, page, dpi)
-            groups = list(char_groups(pdf_page, to_pixels(pdf_page, width, height)))
-    words = []
-    for line, chars in groups:
+            size = _page_size(path, pdf_page, page, dpi)
+            place = to_pixels(pdf_page, *size)
+            words = _page_words(pdf_page, place, size)
+            if not flatten(pdf_page):
+                return words
+        with _open_page(path, document, page) as pdf_page:
+            return in_reading_order(_page_words(pdf_page, place, size), words)
+
+
+def _page_words(page: Any, place: Any, size: tuple[int, int]) -> list[Word]:
+    """Words of a page's text layer that lie within it; ``place`` maps points to pixels."""
+    from .render import Word
+
+    words, (width, height) = [], size
+    for line, chars in char_groups(page, place):
         x0, y0 = min(c[1] for c in chars), min(c[2] for c in chars)
         x1, y1 = max(c[3] for c in chars), max(c[4] for c in chars)
         if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:

@@ -8,6 +8,7 @@ the next free cell, at most ``MAX_SHIFT`` to the right, which keeps reading orde
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from statistics import median
@@ -22,6 +23,7 @@ from ..errors import ConfigError
 from ..losses import IGNORE
 from ..tiling import Grid, fit_scale
 from .render import X_MIDDLE, Word
+from .unread import Box
 
 
 class GroundTruth(NamedTuple):
@@ -180,21 +182,54 @@ def page_targets(
     grid: Grid,
     config: AlignVLMConfig,
     tokenizer: Any,
+    unread: Sequence[Box] = (),
 ) -> GroundTruth:
-    """Targets of a page image of ``(width, height)`` px cut into ``grid``, for a model's cells."""
+    """Targets of a page image of ``(width, height)`` px cut into ``grid``, for a model's cells.
+
+    Args:
+        unread: boxes of ink that no word explains; blank cells there are not scored.
+    """
     rows, cols = _cells(config)
     scale = fit_scale(*image_size, grid, config.tile_width, config.tile_height)
     assert config.blank_token_id is not None
-    return ground(
+    cell = config.tile_height / rows, config.tile_width / cols
+    truth = ground(
         words,
         tokenizer,
         cell_rows=grid.rows * rows,
         cell_cols=grid.cols * cols,
-        cell_height=config.tile_height / rows,
-        cell_width=config.tile_width / cols,
+        cell_height=cell[0],
+        cell_width=cell[1],
         scale=scale,
         blank_id=config.blank_token_id,
     )
+    ignore_unread(truth.targets, unread, cell, scale, config.blank_token_id)
+    return truth
+
+
+def ignore_unread(
+    targets: Tensor,
+    unread: Sequence[Box],
+    cell: tuple[float, float],
+    scale: float,
+    blank_id: int,
+) -> None:
+    """Take blank cells with ink that no word explains out of the score, in place.
+
+    Something may be written there that the words do not say, and its tokens may stand up to
+    ``MAX_SHIFT`` cells further right.
+
+    Args:
+        targets: of a page, ``[cell rows, cell cols]``.
+        unread: boxes in px of the page image.
+        cell: height and width of a cell in px of the scaled page.
+        scale: from page px to scaled px.
+    """
+    for x0, y0, x1, y1 in unread:
+        top, left = int(y0 * scale // cell[0]), int(x0 * scale // cell[1])
+        bottom, right = math.ceil(y1 * scale / cell[0]), math.ceil(x1 * scale / cell[1])
+        here = targets[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0) + MAX_SHIFT]
+        here[here == blank_id] = IGNORE
 
 
 def tile_targets(targets: Tensor, grid: Grid) -> Tensor:

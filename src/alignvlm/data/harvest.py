@@ -28,8 +28,9 @@ from ..hub import file_sha256
 from .records import make_record, transcript
 from .render import Word
 from .sources import TRANSCRIBE_QUESTION
+from .unread import Box, unread_ink
 
-FORMAT = 1
+FORMAT = 2
 """Of the parts; raised when the same file and settings would give other records."""
 JPEG_QUALITY = 92
 
@@ -263,7 +264,8 @@ def _make_part(
             continue
         image = f"pages/{name}/{number:04d}.{'jpg' if found.photo else 'png'}"
         save_page(found.image, out / image, found.photo)
-        lines.append(_line(f"{name}#{number}", image, found.words, source))
+        unread = unread_ink(found.image, found.words)
+        lines.append(_line(f"{name}#{number}", image, found.words, unread, source))
         words += len(found.words)
         dropped += found.dropped
     head = {
@@ -277,7 +279,7 @@ def _make_part(
         file.write("".join(f"{line}\n" for line in (json.dumps(head), *lines)).encode())
 
 
-def _line(record_id: str, image: str, words: list[Word], source: str) -> str:
+def _line(record_id: str, image: str, words: list[Word], unread: list[Box], source: str) -> str:
     words = [
         Word(
             text=w.text,
@@ -288,7 +290,7 @@ def _line(record_id: str, image: str, words: list[Word], source: str) -> str:
         for w in words
     ]
     turn = (TRANSCRIBE_QUESTION, transcript(words))
-    record = make_record(record_id, [image], [turn], source=source, words=[words])
+    record = make_record(record_id, [image], [turn], source=source, words=[words], unread=[unread])
     return json.dumps(record.model_dump(), ensure_ascii=False)
 
 

@@ -16,6 +16,9 @@ A line of a JSONL file in full::
 ``words`` (optional) has one list per image of ``{"text", "box": [x0, y0, x1, y1]}`` in pixels, and
 perhaps ``"line"``, ``"char_x"`` (the left edge of each character) and ``"middle"`` (of the line).
 In the short form it may be the single image's list itself.
+
+``unread`` (optional, with ``words``) has one list per image of boxes ``[x0, y0, x1, y1]`` in pixels
+in which something is drawn that ``words`` do not say: those cells are not blank, but unknown.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from pydantic import BaseModel, ConfigDict
 from ..errors import DataError, nearest
 from .documents import open_image, to_rgb
 
-FULL_KEYS = ("id", "images", "messages", "words", "source")
+FULL_KEYS = ("id", "images", "messages", "words", "unread", "source")
 SHORT_KEYS = ("id", "image", "question", "answer", "words", "source")
 ROLES = ("system", "user", "assistant")
 
@@ -50,6 +53,7 @@ class Record(BaseModel):
     images: list[Image.Image | str]
     messages: list[dict[str, Any]]
     words: list[list[dict[str, Any]]] | None = None
+    unread: list[list[tuple[float, float, float, float]]] | None = None
     source: str = ""
 
     @property
@@ -77,6 +81,7 @@ def make_record(
     *,
     source: str,
     words: Sequence[Iterable[Any]] | None = None,
+    unread: Sequence[Sequence[tuple[float, float, float, float]]] | None = None,
 ) -> Record:
     """Build a record from ``(question, answer)`` turns; the images come first in the first turn."""
     messages: list[dict[str, Any]] = []
@@ -88,6 +93,7 @@ def make_record(
         images=list(images),
         messages=normalise_messages(messages, len(images), where=record_id),
         words=None if words is None else [word_dicts(page) for page in words],
+        unread=None if unread is None else [list(page) for page in unread],
         source=source,
     )
 
@@ -150,6 +156,7 @@ def validate_record(
         images=images,
         messages=messages,
         words=_words(obj.get("words"), len(images), where),
+        unread=_unread(obj.get("unread"), len(images), where),
         source=source or "",
     )
 
@@ -317,7 +324,7 @@ def _word(word: Any, at: str) -> dict[str, Any]:
     text, box = word.get("text"), word.get("box")
     if not isinstance(text, str) or not text.strip():
         raise DataError(f"{at}: empty text")
-    if box is None or not _numbers(box) or len(box) != 4 or box[0] > box[2] or box[1] > box[3]:
+    if not _is_box(box):
         raise DataError(f"{at} ({text!r:.40}): box must be [x0, y0, x1, y1], got {box!r:.80}")
     result: dict[str, Any] = {"text": text, "box": tuple(box)}
     if word.get("line") is not None:
@@ -333,6 +340,21 @@ def _word(word: Any, at: str) -> dict[str, Any]:
             raise DataError(f"{at} ({text!r:.40}): middle must be a number")
         result["middle"] = word["middle"]
     return result
+
+
+def _unread(unread: Any, num_images: int, where: str) -> list[list[Any]] | None:
+    if unread is None:
+        return None
+    if not isinstance(unread, list | tuple) or len(unread) != num_images:
+        raise DataError(f"{where}: 'unread' needs one list of boxes per image ({num_images})")
+    for page, boxes in enumerate(unread):
+        if not isinstance(boxes, list | tuple) or not all(map(_is_box, boxes)):
+            raise DataError(f"{where}: 'unread' of image {page + 1} must be boxes [x0, y0, x1, y1]")
+    return [[tuple(box) for box in boxes] for boxes in unread]
+
+
+def _is_box(box: Any) -> bool:
+    return _numbers(box) and len(box) == 4 and box[0] <= box[2] and box[1] <= box[3]
 
 
 def _numbers(values: Any) -> bool:

@@ -14,12 +14,13 @@ from ..data.ground import GroundTruth, as_words, page_targets
 from ..data.records import load_images
 from ..data.sources import JsonlSource, Source
 from ..errors import AlignVLMError, DataError
+from ..losses import IGNORE
 from ..processor import AlignVLMProcessor
 from ..tiling import Grid
 from .recipe import Recipe, load_recipe
 from .stages import build_mix
 
-BLANK = "·"
+BLANK, UNREAD = "·", "?"
 """How a blank cell is shown; a full stop is a token of its own."""
 
 
@@ -31,7 +32,8 @@ class Shown:
         record_id, source: where it comes from.
         tokens: ``(id, text, supervised)`` of each position.
         grids: tile rows, columns and thumbnail of each image.
-        cells: grounded targets as text, one string a row of cells; blank cells are ``BLANK``.
+        cells: grounded targets as text, one string a row of cells; blank cells are ``BLANK``,
+            and those with ink that no word explains ``UNREAD``.
         lost: tokens that found no cell.
         images: the pages.
     """
@@ -136,18 +138,20 @@ def show(
         images=images,
     )
     if record.words is not None and config.tile_token_grid is not None:
-        for image, grid, words in zip(images, grids, record.words, strict=True):
-            truth = page_targets(
-                as_words(words), image.size, Grid(*grid[:2]), config, processor.tokenizer
-            )
-            _add_cells(shown, truth, config.blank_token_id, processor.tokenizer)
+        tokenizer = processor.tokenizer
+        unread = record.unread or [[] for _ in images]
+        for image, grid, words, ink in zip(images, grids, record.words, unread, strict=True):
+            cells = Grid(*grid[:2])
+            truth = page_targets(as_words(words), image.size, cells, config, tokenizer, ink)
+            _add_cells(shown, truth, config.blank_token_id, tokenizer)
     return shown
 
 
 def _add_cells(shown: Shown, truth: GroundTruth, blank_id: int | None, tokenizer: Any) -> None:
     shown.lost += truth.lost
+    names = {blank_id: BLANK, IGNORE: UNREAD}
     for row in truth.targets.tolist():
-        shown.cells.append([BLANK if i == blank_id else tokenizer.decode([i]).strip() for i in row])
+        shown.cells.append([names.get(i) or tokenizer.decode([i]).strip() for i in row])
 
 
 def _parts(recipe: Recipe | None) -> tuple[Any, AlignVLMProcessor]:
