@@ -6,7 +6,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,34 @@ CONNECTOR_KEYS: dict[str, dict[str, Any]] = {
 torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> Iterator[None]:
+def start_anew() -> None:
+    """What a test or a shared fixture computes does not depend on what ran before it."""
+    random.seed(0)
     torch.manual_seed(0)
     np.random.seed(0)
-    yield
-    # what a test calls may set it: sums on more threads round differently in all tests after it
+    # training and benchmarks set it: sums on more threads round differently
     torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: Any) -> None:
+    """A shared fixture is made before ``_seed`` of the first test that asks for it, whichever."""
+    if fixturedef.scope != "function":
+        start_anew()
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    start_anew()
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test starts in its own empty folder: a relative name never meets a file beside the clone.
+
+    Otherwise a file that happens to be called "a" or "smollm2" would turn a refusal into a success.
+    """
+    monkeypatch.chdir(tmp_path)
 
 
 def build_tokenizer(special_tokens: list[str] = SPECIAL_TOKENS, **names: str) -> Any:

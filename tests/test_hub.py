@@ -117,8 +117,15 @@ def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["./nope", "/nope", "~/nope", "~nobody/nope", "a/b/c", "../a"])
-def test_a_missing_path_is_refused_as_a_path(name: str) -> None:
-    assert "no folder" in refusal(name)
+def test_a_missing_path_is_refused_as_a_path(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below the test's own folder, where nothing can be in the way."""
+    here = tmp_path / "root" / "here"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert "no folder" in refusal(f"{tmp_path}{name}" if name.startswith("/") else name)
 
 
 def test_a_missing_path_object_is_never_a_hub_id() -> None:
