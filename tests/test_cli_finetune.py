@@ -48,7 +48,9 @@ def test_finetune_then_merge(tiny_model_dir: Path, folder: Path, tmp_path: Path)
     result = json.loads(lines[0])
     assert result["out"] == str(out)
     assert result["settings"]["lora_rank"] == 16
-    assert set(result["scores"]) == {"reading"}
+    assert set(result["scores"]) == {"reading", "blank", "aloud"}
+    assert result["kept"] in ("start", "checkpoint")
+    assert set(result["score"]) == {"before", "after"}
     assert "3 documents" in done.stderr
     done = run("merge", out, "--out", tmp_path / "model")
     assert done.stdout == f"model written to {tmp_path / 'model'}\n"

@@ -75,7 +75,7 @@ def finetune(
         report=lambda line: typer.echo(line, err=json_),
     )
     result = outcome.to_dict()
-    for key in ("log", "examples", "harvest"):  # long, and in report.json
+    for key in ("log", "examples", "harvest", "checkpoints"):  # long, and in report.json
         del result[key]
     typer.echo(json.dumps(result, ensure_ascii=False) if json_ else outcome.to_text())
 

@@ -23,6 +23,7 @@ from alignvlm.finetune import run as run_module
 from alignvlm.finetune.adapter import load_adapted, text_linears
 from alignvlm.finetune.data import choose_held_out, load_data
 from alignvlm.finetune.page import _scores
+from alignvlm.finetune.quality import combined
 from alignvlm.finetune.run import _scored
 from alignvlm.finetune.score import Scored, compare
 from alignvlm.finetune.trainer import stage_of
@@ -79,11 +80,20 @@ def test_the_adapter_holds_lora_and_the_whole_connector(
     assert config["modules_to_save"] == ["model.connector"]
 
 
-def test_training_lowers_the_validation_loss_and_keeps_the_best(outcome: Outcome) -> None:
+def test_training_lowers_the_validation_loss_and_keeps_the_best_score(outcome: Outcome) -> None:
     curve = dict(outcome.validation)
     assert list(curve) == list(range(9))
-    assert outcome.best_step == min(curve, key=curve.__getitem__)
-    assert curve[outcome.best_step] < 0.9 * curve[0]
+    assert min(curve.values()) < 0.9 * curve[0]
+    scores = {entry["step"]: entry["score"] for entry in outcome.checkpoints}
+    assert outcome.best_step == max(scores, key=scores.__getitem__) > 0
+    start = outcome.before.parts()
+    assert set(start) == {"answers", "reading", "aloud"}
+    for entry in outcome.checkpoints:
+        assert entry["score"] == combined(entry["parts"], start)
+    assert outcome.score["before"] == scores[0]
+    assert outcome.score["after"] == pytest.approx(scores[outcome.best_step], rel=1e-4)
+    assert not outcome.kept_start
+    assert "start is kept" not in outcome.to_text()
 
 
 def test_the_loss_of_the_saved_adapter_is_the_best_one(
@@ -141,13 +151,15 @@ def test_about_the_share_asked_for_is_held_out(keys: str, share: float, size: in
 
 
 def test_the_scores_are_those_of_the_model_and_of_the_adapter(outcome: Outcome) -> None:
-    assert set(outcome.scores) == {"anls", "exact_match", "reading"}
+    assert set(outcome.scores) == {
+        "anls", "exact_match", "probability", "reading", "blank", "aloud",
+    }  # fmt: skip
     report = json.loads((outcome.out / "report.json").read_text("utf-8"))
     for name, entry in report["scores"].items():
         assert entry["difference"] == pytest.approx(entry["after"] - entry["before"]), name
         assert entry["documents"] == 1
         assert entry["interval"] is None
-    assert sum("one document alone" in warning for warning in report["warnings"]) == 3
+    assert sum("one document alone" in warning for warning in report["warnings"]) == 6
     examples = report["examples"]["questions"]
     assert len(examples) == report["questions"]["held_out"]
     assert any(entry["before"] != entry["after"] for entry in examples)
@@ -264,7 +276,8 @@ def test_early_stopping_ends_a_run_that_does_not_get_better(settings: Any, tmp_p
     hopeless = settings.model_copy(update={"lr": 1e-30, "patience": 2, "steps": 20, "pdfs": None})
     outcome = finetune(hopeless, tmp_path / "run", quiet=True, report=lambda line: None)
     assert outcome.steps < outcome.planned_steps
-    assert any("never fell below" in warning for warning in outcome.warnings())
+    assert outcome.warnings()[0] == outcome.verdict() == outcome.to_text().splitlines()[0]
+    assert outcome.verdict().startswith("the run did not improve the model: the start is kept")
     assert outcome.data["pages"] is None
     assert "reading" not in outcome.scores
 
@@ -293,7 +306,9 @@ def test_grounding_alone_trains_the_connector_alone(
     weights = load_file(outcome.out / "adapter" / "adapter_model.safetensors")
     assert weights
     assert all(".connector." in name for name in weights)
-    assert set(outcome.scores) == {"reading"}
+    assert set(outcome.scores) == {"reading", "blank"}
+    assert set(outcome.before.parts()) == {"reading"}
+    assert not outcome.kept_start
     assert "eval_lm_loss" not in outcome.log[0]
     curve = outcome.validation
     assert min(loss for _, loss in curve) < 0.9 * curve[0][1]
@@ -303,7 +318,7 @@ def test_train_vision_saves_the_encoder_too(
     settings: Any, tmp_path: Path, tiny_model_dir: Path
 ) -> None:
     wanted = settings.model_copy(
-        update={"lora_rank": 0, "train_vision": True, "steps": 2, "data": None, "lr": 0.01}
+        update={"train_vision": True, "transcribe": False, "steps": 4, "data": None, "lr": 0.01}
     )
     outcome = finetune(wanted, tmp_path / "run", quiet=True, report=lambda line: None)
     weights = load_file(outcome.out / "adapter" / "adapter_model.safetensors")
@@ -325,7 +340,7 @@ def test_a_connector_without_p_vocab_learns_to_transcribe(
     make_processor(model.config).save_pretrained(tmp_path / "model")
     settings = settings_from(model=tmp_path / "model", pdfs=pdf_folder, **FAST)
     outcome = finetune(settings, tmp_path / "run", quiet=True, report=lambda line: None)
-    assert outcome.scores == {}
+    assert set(outcome.scores) == {"aloud"}
     assert "eval_vocab_loss" not in outcome.log[0]
     assert "validation loss" in outcome.to_text()
     only = settings.model_copy(update={"transcribe": False})

@@ -86,6 +86,23 @@ def check_length(record: Record, length: int, max_length: int) -> None:
         raise TooLong(f"{record.id}: {length} tokens, more than max_length={max_length}")
 
 
+def encode_fitting(
+    record: Record, processor: AlignVLMProcessor, config: AlignVLMConfig, max_length: int | None
+) -> dict[str, Tensor]:
+    """:func:`encode`, with the limit on what the language model gets: most placeholders of a page
+    may stand for blanks that are dropped before it.
+
+    Raises:
+        TooLong: more than ``max_length`` tokens remain.
+    """
+    if max_length is None or config.blank_threshold is None:
+        return encode(record, processor, max_length=max_length)
+    sample = encode(record, processor)
+    if len(sample["input_ids"]) > max_length:
+        check_length(record, kept_length(sample, record, config, processor.tokenizer), max_length)
+    return sample
+
+
 def kept_length(
     sample: dict[str, Tensor], record: Record, config: AlignVLMConfig, tokenizer: Any
 ) -> int:

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,6 +83,25 @@ def wrap(model: AlignVLMForConditionalGeneration, config: Any) -> Any:
         # peft asks for what transformers has renamed
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
         return get_peft_model(model, config)
+
+
+@contextmanager
+def unwrapped(model: Any) -> Iterator[AlignVLMForConditionalGeneration]:
+    """The model inside peft's, LoRA in place, and the connector (and the encoder) that train where
+    peft has put something around them; for what asks for the parts of a model itself."""
+    inner = model.get_base_model()
+    wrappers = {}
+    for name in (CONNECTOR, VISION):
+        name = name.removeprefix("model.")
+        module = getattr(inner.model, name)
+        if hasattr(module, "modules_to_save"):
+            wrappers[name] = module
+            setattr(inner.model, name, module.modules_to_save["default"])
+    try:
+        yield inner
+    finally:
+        for name, module in wrappers.items():
+            setattr(inner.model, name, module)
 
 
 def save_adapter(wrapped: Any, processor: AlignVLMProcessor, base: str, folder: Path) -> None:

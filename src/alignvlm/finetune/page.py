@@ -50,13 +50,16 @@ def html_page(
     parts = [
         "<h1>Fine-tuning report</h1>",
         f"<p>Model <code>{escape(settings['model'])}</code>, {data['steps']} of "
-        f"{data['planned_steps']} steps, best at step {data['best_step']}; "
-        f"{data['trained_parameters'] / 1e6:.2f} M parameters trained.</p>",
+        f"{data['planned_steps']} steps; {data['trained_parameters'] / 1e6:.2f} M parameters "
+        "trained.</p>",
+        "" if data["kept"] == "start" else f"<p><b>{escape(data['verdict'])}</b></p>",
         notes,
         "<h2>Held-out scores</h2>",
         _scores(data["scores"]),
         "<h2>Loss</h2>",
         curves(losses, validation, data["best_step"]),
+        "<h2>Checkpoints</h2>",
+        _checkpoints(data["checkpoints"], data["best_step"]),
         _examples("Held-out questions", data["examples"]["questions"], records.get("questions")),
         _examples("Held-out pages, read aloud", data["examples"]["pages"], records.get("pages")),
         "<h2>Data</h2>",
@@ -103,6 +106,24 @@ def _scores(scores: Mapping[str, Mapping[str, Any]]) -> str:
     return (
         _table(("score", "before", "after", "difference", "held out"), rows, raw=True)
         + "<p>In brackets: 95 % bootstrap intervals from drawing the documents again.</p>"
+    )
+
+
+def _checkpoints(entries: Sequence[Mapping[str, Any]], best: int | None) -> str:
+    """Score, its parts and loss of each validation; the one that was kept in bold."""
+    parts = list(dict.fromkeys(name for entry in entries for name in entry["parts"]))
+    rows = []
+    for entry in entries:
+        values = [entry["score"], *(entry["parts"].get(name) for name in parts), entry["loss"]]
+        shown = [str(entry["step"]), *("" if v is None else f"{v:.4f}" for v in values)]
+        mark = "b" if entry["step"] == best else "span"
+        rows.append([f'<td class="number"><{mark}>{text}</{mark}></td>' for text in shown])
+    return _table(("step", "score", *parts, "validation loss"), rows, raw=True) + (
+        "<p>The score is the geometric mean of its parts, all measured on what was held out; it "
+        "chooses the checkpoint (bold), and is 0 where a part fell. Step 0 is the model before "
+        "training. answers: ANLS, and the probability of the right ones. reading: of all tokens "
+        "that are on the pages or are read where nothing is, the share that is read right. aloud: "
+        "the probability of the pages' text.</p>"
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from .data import Data
 from .page import html_page
+from .quality import combined
 from .score import Example, Scored
 from .settings import Settings
 
@@ -24,7 +25,8 @@ class Outcome(NamedTuple):
         scores: see :func:`alignvlm.finetune.score.compare`.
         log: the Trainer's losses, training and validation, with their steps.
         steps, planned_steps: optimiser steps taken; fewer than planned after an early stop.
-        best_step: where the validation loss was lowest; that checkpoint is the adapter.
+        best_step: where the score was highest; that checkpoint is the adapter. 0: no checkpoint
+            was better than the model before training, and the adapter changes nothing.
         trained_parameters: of LoRA and of what is saved whole.
         too_long: training samples passed over, longer than ``max_length`` tokens.
         seconds: wall clock of the last call, scoring included.
@@ -55,16 +57,54 @@ class Outcome(NamedTuple):
         """Step and training loss."""
         return [(entry["step"], entry["loss"]) for entry in self.log if "loss" in entry]
 
+    @property
+    def checkpoints(self) -> list[dict[str, Any]]:
+        """``step``, ``score``, its ``parts`` and ``loss`` of each validation; step 0 is the model
+        before training."""
+        name = "eval_part_"
+        return [
+            {
+                "step": entry["step"],
+                "score": entry["eval_score"],
+                "parts": {k.removeprefix(name): v for k, v in entry.items() if k.startswith(name)},
+                "loss": entry["eval_loss"],
+            }
+            for entry in self.log
+            if "eval_score" in entry
+        ]
+
+    @property
+    def score(self) -> dict[str, float]:
+        """``before`` and ``after``: see :func:`alignvlm.finetune.quality.combined`."""
+        start = self.before.parts()
+        return {"before": combined(start), "after": combined(self.after.parts(), start)}
+
+    @property
+    def kept_start(self) -> bool:
+        """Whether no checkpoint was better than the model before training."""
+        return self.best_step == 0
+
+    def verdict(self) -> str:
+        """The one line to read: what training did to the score."""
+        score = self.score
+        if not self.kept_start:
+            return (
+                f"score: {score['before']:.3f} before, {score['after']:.3f} after (step "
+                f"{self.best_step} of {self.steps})"
+            )
+        line = "the run did not improve the model: the start is kept"
+        tried = [entry for entry in self.checkpoints if entry["step"]]
+        if tried:
+            best = max(tried, key=lambda entry: entry["score"])
+            line += (
+                f" (score {score['before']:.3f}; the best checkpoint, of step {best['step']}, has "
+                f"{best['score']:.3f})"
+            )
+        return f"{line}; try a lower --lr or more data"
+
     def warnings(self) -> list[str]:
         """What a person should know before trusting the adapter."""
-        found = []
-        curve = self.validation
-        best = min((loss for step, loss in curve if step), default=None)
-        if best is not None and curve[0][0] == 0 and best >= curve[0][1]:
-            found.append(
-                "the validation loss never fell below that of the model before training: the "
-                "adapter has not helped; try a lower --lr or more data"
-            )
+        found = [self.verdict()] if self.kept_start else []
         for entry in self.scores.values():
             if entry["interval"] is not None and entry["interval"][1] < 0:
                 found.append(f"{entry['title']} fell")
@@ -95,6 +135,9 @@ class Outcome(NamedTuple):
         return {
             "out": str(self.out),
             "settings": self.settings.model_dump(mode="json"),
+            "kept": "start" if self.kept_start else "checkpoint",
+            "verdict": self.verdict(),
+            "score": self.score,
             "scores": self.scores,
             "warnings": self.warnings(),
             "steps": self.steps,
@@ -105,6 +148,7 @@ class Outcome(NamedTuple):
             "max_length": self.max_length,
             "seconds": round(self.seconds, 1),
             **self.data,
+            "checkpoints": self.checkpoints,
             "log": self.log,
             "examples": self.examples(),
         }
@@ -120,8 +164,8 @@ class Outcome(NamedTuple):
         }
 
     def to_text(self) -> str:
-        """The scores, then what to know, then where everything is."""
-        lines = []
+        """The verdict and the scores, then what to know, then where everything is."""
+        lines = [self.verdict()]
         for entry in self.scores.values():
             bounds = entry["interval"]
             interval = f", 95 % interval {bounds[0]:+.3f} to {bounds[1]:+.3f}" if bounds else ""
@@ -130,12 +174,12 @@ class Outcome(NamedTuple):
                 f"({entry['difference']:+.3f}{interval}; {entry['count']} held out)"
             )
         curve = dict(self.validation)
-        if 0 in curve and self.best_step in curve:
+        if 0 in curve and self.best_step in curve and not self.kept_start:
             lines.append(
                 f"validation loss: {curve[0]:.4f} before, {curve[self.best_step]:.4f} at step "
                 f"{self.best_step} of {self.steps}"
             )
-        lines += [f"note: {warning}" for warning in self.warnings()]
+        lines += [f"note: {warning}" for warning in self.warnings() if warning != lines[0]]
         lines.append(f"adapter, report.html and report.json are in {self.out}")
         return "\n".join(lines)
 

@@ -13,12 +13,13 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
-from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
+from transformers import PrinterCallback, set_seed
 
 from ..compose import load_pretrained
 from ..connectors import AlignConnector
@@ -29,12 +30,12 @@ from ..hub import file_sha256, resolve
 from ..processor import AlignVLMProcessor
 from ..train.run import DISK_FULL, last_checkpoint
 from ..train.stages import StageDataset
-from .adapter import load_adapted, lora_config, require_peft, save_adapter, wrap
+from .adapter import load_adapted, lora_config, require_peft, save_adapter, unwrapped, wrap
 from .data import Data, load_data
 from .report import Outcome, write_report
 from .score import Scored, compare, require_scorer, score
 from .settings import Settings
-from .trainer import FinetuneTrainer, Progress, arguments, stage_of
+from .trainer import FinetuneTrainer, Patience, Progress, arguments, stage_of
 
 VALIDATION_RECORDS = 200
 """Held-out records on which the loss is measured, at most."""
@@ -59,7 +60,7 @@ def finetune(
             ``report.json`` and ``finetune.yaml``.
         resume: go on where an interrupted run stopped.
         overwrite: replace an existing ``out`` of an earlier run, or start an unfinished one over.
-        quiet: no progress bars; validation losses go to ``report``.
+        quiet: no progress bars; scores and validation losses go to ``report``.
         report: receives what happens, line by line.
 
     Raises:
@@ -155,7 +156,7 @@ def _run(
     model.to(_device())
     before = _scored(work / "before.json", settings, data, model, processor)
     if not (work / "adapter").is_dir():
-        _train(settings, source, work, data, model, processor, quiet, report)
+        _train(settings, source, work, data, model, processor, before.parts(), quiet, report)
     del model
     gc.collect()
     # scored as it was saved: what is reported is what the user gets
@@ -203,15 +204,34 @@ def _scored(
 ) -> Scored:
     """The scores of a model; read back if an interrupted run has them."""
     if not file.is_file():
-        score(
-            model,
-            processor,
-            data,
-            most=settings.max_questions,
-            max_new_tokens=settings.max_new_tokens,
-            read_aloud=settings.transcribe,
-        ).save(file)
+        _score(settings, data, model, processor).save(file)
     return Scored.load(file)
+
+
+def _score(
+    settings: Settings,
+    data: Data,
+    model: AlignVLMForConditionalGeneration,
+    processor: AlignVLMProcessor,
+    *,
+    examples: bool = True,
+) -> Scored:
+    return score(
+        model,
+        processor,
+        data,
+        most=settings.max_questions,
+        max_new_tokens=settings.max_new_tokens,
+        max_length=_longest(settings, model),
+        transcribe=settings.transcribe,
+        examples=examples,
+    )
+
+
+def _longest(settings: Settings, model: AlignVLMForConditionalGeneration) -> int:
+    """Tokens of the longest record that is taken."""
+    room = getattr(model.config.text_config, "max_position_embeddings", settings.max_length)
+    return min(settings.max_length, room)
 
 
 def _train(
@@ -221,16 +241,17 @@ def _train(
     data: Data,
     model: AlignVLMForConditionalGeneration,
     processor: AlignVLMProcessor,
+    start: Mapping[str, float],
     quiet: bool,
     report: Report,
 ) -> None:
-    """Train an adapter, and write it with the losses to ``work``."""
+    """Train an adapter, and write it with the losses to ``work``; where no checkpoint is better
+    than the start, it is one that changes nothing."""
     grounded = isinstance(model.model.connector, AlignConnector) and data.has_words()
     if not grounded and not settings.transcribe:
         raise ConfigError("--no-transcribe trains P_vocab alone, and this model has no ALIGN one")
     steps = settings.steps or math.ceil(settings.epochs * data.train_size / settings.batch_size)
-    room = getattr(model.config.text_config, "max_position_embeddings", settings.max_length)
-    longest = min(settings.max_length, room)
+    longest = _longest(settings, model)
     stage = stage_of(settings, steps, grounded=grounded, max_length=longest)
     train_set, validation_set = (
         StageDataset(records, stage, processor, model, settings.seed)
@@ -242,10 +263,19 @@ def _train(
     set_seed(settings.seed)  # LoRA starts the same, whatever was drawn before
     config = lora_config(model, settings.rank, train_vision=settings.train_vision)
     wrapped = wrap(model, config)
+    local = os.path.isdir(os.path.expanduser(settings.model))
+    base = os.path.abspath(source) if local else settings.model
+    if not (work / "start").is_dir():
+        _save(wrapped, processor, base, work / "start")
     # where peft looks for the base's config when a checkpoint is written
     wrapped.peft_config["default"].base_model_name_or_path = str(source)
     trained = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
     report(f"{steps} steps of {settings.batch_size} samples; {trained / 1e6:.2f} M parameters")
+
+    def judge() -> dict[str, float]:
+        with unwrapped(wrapped) as inner:
+            return _score(settings, data, inner, processor, examples=False).parts()
+
     folder = work / "checkpoints"
     bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     trainer = FinetuneTrainer(
@@ -256,7 +286,9 @@ def _train(
         data_collator=Collator(processor.tokenizer.pad_token_id),
         rates=stage.train,
         losses=stage.loss,
-        callbacks=[Progress(report), EarlyStoppingCallback(settings.patience)],
+        judge=judge,
+        start=start,
+        callbacks=[Progress(report), Patience(settings.patience)],
     )
     trainer.remove_callback(PrinterCallback)  # it would print into a --json answer
     checkpoint = last_checkpoint(folder)
@@ -264,7 +296,8 @@ def _train(
         report(f"  resuming at {checkpoint.name}")
         trainer.args.eval_on_start = False  # that was measured when the run began
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if trainer.state.best_global_step is None:
+    curve = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    if not any(entry["step"] and math.isfinite(entry["eval_loss"]) for entry in curve):
         raise AlignVLMError(
             "training diverged: no validation loss was a number; start over with a lower --lr"
         )
@@ -278,12 +311,18 @@ def _train(
         "max_length": longest,
     }
     (work / "history.json").write_text(json.dumps(history), encoding="utf-8")
-    partial = work / "adapter.partial"
+    if history["best_step"] == 0:
+        (work / "start").rename(work / "adapter")
+    else:
+        _save(wrapped, processor, base, work / "adapter")
+
+
+def _save(wrapped: Any, processor: AlignVLMProcessor, base: str, folder: Path) -> None:
+    """An adapter's folder, which appears whole."""
+    partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    local = os.path.isdir(os.path.expanduser(settings.model))
-    base = os.path.abspath(source) if local else settings.model
     save_adapter(wrapped, processor, base, partial)
-    partial.rename(work / "adapter")
+    partial.rename(folder)
 
 
 def _device() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +18,12 @@ from ..data.sources import Source, limit
 from ..errors import ConfigError
 from ..eval.generate import generate
 from ..eval.metrics import METRICS, Verdict, scored
-from ..eval.metrics.base import Answers, mean_score, ratio
+from ..eval.metrics.base import Answers, mean_score, ratio, total
 from ..eval.statistics import Paired, bootstrap_interval
 from ..generation import AlignVLMForConditionalGeneration
 from ..processor import AlignVLMProcessor
-from .data import Data, document_of_question
+from .data import Data, document_of_page, document_of_question
+from .quality import reading_part
 
 READ_ALOUD = 3
 """Held-out pages whose text the model writes down, for the report."""
@@ -45,7 +47,10 @@ class Score(NamedTuple):
 SCORES = {
     "anls": Score("ANLS of answers", mean_score),
     "exact_match": Score("exact match of answers", mean_score),
+    "probability": Score("probability of right answers, a token", mean_score),
     "reading": Score("token-reading accuracy of pages", ratio(["right"], ["all"])),
+    "blank": Score("blank cells of pages left blank", ratio(["right"], ["all"])),
+    "aloud": Score("probability of the pages' text, a token", mean_score),
 }
 """Every score of a run by name; all are 0..1 and higher is better."""
 
@@ -73,6 +78,27 @@ class Scored(NamedTuple):
     groups: dict[str, list[str]]
     questions: list[Example]
     pages: list[Example]
+
+    def parts(self) -> dict[str, float]:
+        """What :func:`alignvlm.finetune.quality.combined` makes one number of: ``answers``,
+        ``reading`` and ``aloud``, as far as there are such records.
+
+        Answers count as they are generated and by the probability of the right ones: the former is
+        what the user gets, but a few questions alone move it in leaps.
+        """
+        found = {name: SCORES[name].aggregate(rows) for name, rows in self.verdicts.items() if rows}
+        parts: dict[str, float] = {}
+        if "anls" in found:
+            parts["answers"] = (found["anls"] + found.get("probability", found["anls"])) / 2
+        if "reading" in found:
+            text, blank = (
+                (total(self.verdicts[name], "right"), total(self.verdicts[name], "all"))
+                for name in ("reading", "blank")
+            )
+            parts["reading"] = reading_part(text, blank)
+        if "aloud" in found:
+            parts["aloud"] = found["aloud"]
+        return parts
 
     def save(self, file: Path) -> None:
         """As JSON, whole or not at all."""
@@ -104,23 +130,37 @@ def score(
     *,
     most: int,
     max_new_tokens: int,
-    read_aloud: bool = True,
+    max_length: int,
+    transcribe: bool = True,
+    examples: bool = True,
 ) -> Scored:
     """Answer held-out questions and read held-out pages, greedily.
 
     Args:
         most: questions, and pages, at most.
         max_new_tokens: length of an answer.
-        read_aloud: also write down the text of a few pages.
+        max_length: tokens of a record; longer ones have no probability.
+        transcribe: the text of pages has a probability, too.
+        examples: with ``transcribe``, also write down the text of a few pages.
     """
     model.eval()
     result = Scored({}, {}, [], [])
     if data.questions is not None:
-        _score_questions(model, processor, data.questions.held_out, most, max_new_tokens, result)
+        held_out = data.questions.held_out
+        _score_questions(model, processor, held_out, most, max_new_tokens, result)
+        shown = limit(held_out, most)
+        _score_probability(
+            "probability", model, processor, shown, max_length, document_of_question, result
+        )
     if data.pages is not None:
         if isinstance(model.model.connector, AlignConnector):
             _score_pages(model, processor, data.pages.held_out, most, result)
-        if read_aloud:
+        if transcribe:
+            shown = limit(data.pages.held_out, most)
+            _score_probability(
+                "aloud", model, processor, shown, max_length, document_of_page, result
+            )
+        if transcribe and examples:
             pages = limit(data.pages.held_out, min(READ_ALOUD, most))
             for record in (pages[index] for index in range(len(pages))):
                 result.pages.append(_example(model, processor, record, READ_TOKENS))
@@ -158,9 +198,51 @@ def _score_pages(
         reading = reading_accuracy(model, processor, source, most)
     except ConfigError:  # no page has a cell in which a token starts
         return
-    found = [{"right": float(p.text[0]), "all": float(p.text[1])} for p in reading.pages]
-    result.verdicts["reading"] = found
-    result.groups["reading"] = [page.document for page in reading.pages]
+    for name, cells in (
+        ("reading", [page.text for page in reading.pages]),
+        ("blank", [page.blank for page in reading.pages]),
+    ):
+        result.verdicts[name] = [{"right": float(a), "all": float(b)} for a, b in cells]
+        result.groups[name] = [page.document for page in reading.pages]
+
+
+def _score_probability(
+    name: str,
+    model: AlignVLMForConditionalGeneration,
+    processor: AlignVLMProcessor,
+    source: Source,
+    max_length: int,
+    document: Callable[[Record], str],
+    result: Scored,
+) -> None:
+    for index in range(len(source)):
+        record = source[index]
+        try:
+            found = answer_probability(model, processor, record, max_length)
+        except chat.TooLong:
+            continue
+        result.verdicts.setdefault(name, []).append({"score": found})
+        result.groups.setdefault(name, []).append(document(record))
+
+
+@torch.no_grad()
+def answer_probability(
+    model: AlignVLMForConditionalGeneration,
+    processor: AlignVLMProcessor,
+    record: Record,
+    max_length: int,
+) -> float:
+    """Probability the model gives to a token of the record's answers: the geometric mean over them.
+
+    Raises:
+        TooLong: the record has more than ``max_length`` tokens.
+    """
+    sample = chat.encode_fitting(record, processor, model.config, max_length)
+    # text has no batch axis yet; tiles and grids are concatenated, not stacked
+    text = ("input_ids", "attention_mask", "labels")
+    batch = {k: (v[None] if k in text else v).to(model.device) for k, v in sample.items()}
+    loss = float(model(**batch, skip_logits=True, use_cache=False).lm_loss)
+    return math.exp(-loss) if math.isfinite(loss) else 0.0
 
 
 def _example(

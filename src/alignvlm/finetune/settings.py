@@ -27,7 +27,7 @@ class Settings(BaseModel):
     train_vision: bool = Field(False, description="the vision encoder trains too, whole")
     transcribe: bool = Field(True, description="the language model learns to read pages aloud")
     validation: float = Field(0.1, gt=0, le=0.5, description="share that is held out")
-    patience: int = Field(3, ge=1, description="evaluations without progress before stopping")
+    patience: int = Field(3, ge=1, description="validations without progress before stopping")
     seed: int = 0
     batch_size: int = Field(8, ge=1, description="samples an optimiser step")
     micro_batch: int = Field(1, ge=1, description="samples in memory at once")

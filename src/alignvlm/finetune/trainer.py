@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ..train.recipe import JsonlSourceSpec, LossSpec, StageSpec
 from ..train.stages import GROUNDED, StageTrainer, training_arguments
+from .quality import combined
 from .settings import Settings
 
 EVALUATIONS = 10
@@ -63,7 +65,7 @@ def arguments(
     )
     args.eval_on_start = True  # the curve starts where the model was
     args.load_best_model_at_end = True
-    args.metric_for_best_model, args.greater_is_better = "eval_loss", False
+    args.metric_for_best_model, args.greater_is_better = "eval_score", True
     # a resumed run must stop where an unbroken one would
     args.restore_callback_states_from_checkpoint = True
     args._n_gpu = min(args.n_gpu, 1)  # DataParallel would cut a batch of tiles anywhere
@@ -71,11 +73,44 @@ def arguments(
 
 
 class FinetuneTrainer(StageTrainer):
-    """The stages' trainer with a validation loss, one learning rate, and peft around the model."""
+    """The stages' trainer with a validation loss, one learning rate, and peft around the model.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    The best checkpoint is the one with the highest :func:`.quality.combined`; the model before
+    training is one of those to choose from.
+
+    Args:
+        judge: the parts of the model's score, as it is now.
+        start: those of the model before training.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        judge: Callable[[], Mapping[str, float]],
+        start: Mapping[str, float],
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.validated: dict[str, list[float]] = {}
+        self.judge, self.start = judge, dict(start)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The Trainer's own, which does not look for the best one among the model at the start."""
+        metrics = super().evaluate(*args, **kwargs)
+        if self.state.global_step == 0:
+            self.state.best_metric, self.state.best_global_step = metrics["eval_score"], 0
+        return metrics
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The validation loss, and the score with its parts."""
+        output = super().evaluation_loop(*args, **kwargs)
+        metrics: Any = output.metrics
+        parts: Mapping[str, float] = self.start
+        if self.state.global_step:
+            parts = self.judge() if math.isfinite(metrics["eval_loss"]) else {}
+        metrics["eval_score"] = combined(parts, self.start)
+        metrics.update({f"eval_part_{name}": value for name, value in parts.items()})
+        return output
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The Trainer's own: peft has already frozen what must not move."""
@@ -112,6 +147,37 @@ class FinetuneTrainer(StageTrainer):
         return {}  # the connector is behind peft's wrapper
 
 
+class Patience(EarlyStoppingCallback):
+    """Ends a run after so many validations in which neither the score nor the loss got better.
+
+    The score alone would end a run too early: a few pages move it in leaps.
+    """
+
+    def __init__(
+        self, early_stopping_patience: int = 1, early_stopping_threshold: float | None = 0.0
+    ) -> None:
+        super().__init__(early_stopping_patience, early_stopping_threshold)
+        self.best_loss = math.inf
+
+    def on_evaluate(  # type: ignore[override]
+        self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any
+    ) -> None:
+        """Count, or start counting anew."""
+        better = metrics["eval_loss"] < self.best_loss
+        self.check_metric_value(args, state, control, metrics["eval_score"])
+        if better:
+            self.best_loss = metrics["eval_loss"]
+            self.early_stopping_patience_counter = 0
+        if self.early_stopping_patience_counter >= self.early_stopping_patience:
+            control.should_training_stop = True
+
+    def state(self) -> dict:
+        """What a checkpoint keeps."""
+        found = super().state()
+        found["attributes"]["best_loss"] = self.best_loss
+        return found
+
+
 class Progress(TrainerCallback):
     """One line a validation."""
 
@@ -124,5 +190,5 @@ class Progress(TrainerCallback):
         if metrics and "eval_loss" in metrics:
             self.report(
                 f"  step {state.global_step}/{state.max_steps}: "
-                f"validation loss {metrics['eval_loss']:.4f}"
+                f"score {metrics['eval_score']:.4f}, validation loss {metrics['eval_loss']:.4f}"
             )

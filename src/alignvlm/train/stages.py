@@ -135,7 +135,7 @@ class StageDataset(Dataset):
     def _encode(self, record: Record, index: int) -> dict[str, Tensor]:
         stage = self.stage
         if stage.loss.lm:
-            sample = self._encode_text(record)
+            sample = chat.encode_fitting(record, self.processor, self.config, stage.max_length)
         else:
             sample = chat.encode_images(record, self.processor)
         if stage.loss.vocab and "image_grids" in sample:
@@ -149,19 +149,6 @@ class StageDataset(Dataset):
                 blank_cells=stage.loss.blank_cells,
                 seed=self.seed + 7 * index,
             )
-        return sample
-
-    def _encode_text(self, record: Record) -> dict[str, Tensor]:
-        """``chat.encode``, with the limit on what the language model gets: most placeholders of a
-        page may stand for blanks that are dropped before it."""
-        limit = self.stage.max_length
-        if self.config.blank_threshold is None:
-            return chat.encode(record, self.processor, max_length=limit)
-        sample = chat.encode(record, self.processor)
-        if len(sample["input_ids"]) > limit:
-            tokenizer = self.processor.tokenizer
-            length = chat.kept_length(sample, record, self.config, tokenizer)
-            chat.check_length(record, length, limit)
         return sample
 
 
