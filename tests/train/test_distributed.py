@@ -9,7 +9,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import psutil
 import pytest
 import torch
 import yaml
+from checkpoints import wait_for_checkpoint
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -222,10 +222,7 @@ def test_a_killed_run_of_two_resumes(one, tmp_path):
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        end = time.monotonic() + 200
-        while not (stage / "checkpoint-2" / "trainer_state.json").is_file():
-            assert process.poll() is None and time.monotonic() < end, "no checkpoint came"
-            time.sleep(0.002)
+        wait_for_checkpoint(stage / "checkpoint-2", process, 200)
     finally:
         kill(process)
     assert not out.exists()

@@ -9,13 +9,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from checkpoints import wait_for_checkpoint
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
@@ -284,10 +284,7 @@ def test_a_killed_run_resumes_exactly(data, unbroken, tmp_path):
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        end = time.monotonic() + 120
-        while not (stage / "checkpoint-4" / "trainer_state.json").is_file():
-            assert process.poll() is None and time.monotonic() < end, "no checkpoint came"
-            time.sleep(0.002)
+        wait_for_checkpoint(stage / "checkpoint-4", process, 120)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
