@@ -14,17 +14,37 @@ IMG = 9
 def test_empty_rows_lose_their_newline() -> None:
     ids = torch.tensor([[1, IMG, IMG, 5, IMG, IMG, 5, 7]])
     dropped = torch.tensor([[0, 1, 1, 0, 1, 0, 0, 0]]).bool()
-    keep = kept_positions(ids, None, dropped, IMG, row_end=True)
-    assert keep.int().tolist() == [[1, 0, 0, 0, 0, 1, 1, 1]]
-    keep = kept_positions(ids, None, dropped, IMG, row_end=False)
-    assert keep.int().tolist() == [[1, 0, 0, 1, 0, 1, 1, 1]]
+    (kept,) = kept_positions(ids, None, dropped, IMG, row_end=True)
+    assert kept.tolist() == [0, 5, 6, 7]
+    (kept,) = kept_positions(ids, None, dropped, IMG, row_end=False)
+    assert kept.tolist() == [0, 3, 5, 6, 7]
+
+
+def test_rows_in_reading_order_each_end_in_a_newline() -> None:
+    ids = torch.tensor([[1, IMG, IMG, 5, IMG, IMG, 5, 7, IMG, 5, 8]])
+    dropped = torch.zeros_like(ids).bool()
+    dropped[0, 4] = True
+    columns = [torch.tensor([0, 2]), torch.tensor([1, 3])]
+    images = [[(4, columns), (1, [torch.tensor([0])])]]
+    (kept,) = kept_positions(ids, None, dropped, IMG, True, images)
+    assert kept.tolist() == [0, 1, 3, 2, 5, 3, 7, 8, 9, 10]
+    (kept,) = kept_positions(ids, None, dropped, IMG, False, images)
+    assert kept.tolist() == [0, 1, 2, 5, 6, 7, 8, 9, 10]
+    (kept,) = kept_positions(ids, None, dropped, IMG, True, [[(4, []), (1, [])]])
+    assert kept.tolist() == [0, 7, 10]
+
+
+def test_of_a_repeated_newline_the_last_reading_is_scattered_back() -> None:
+    compact = Compact.of([torch.tensor([0, 2, 1, 2]), torch.tensor([1])])
+    values = torch.arange(1.0, 9.0).view(2, 4, 1)
+    assert compact.scatter(values, 3)[..., 0].tolist() == [[1, 3, 4], [0, 8, 0]]
 
 
 def test_padding_never_remains() -> None:
     ids = torch.tensor([[0, 0, IMG, 5, 7]])
     mask = torch.tensor([[0, 0, 1, 1, 1]])
-    keep = kept_positions(ids, mask, torch.zeros_like(ids).bool(), IMG, row_end=True)
-    assert keep.int().tolist() == [[0, 0, 1, 1, 1]]
+    (kept,) = kept_positions(ids, mask, torch.zeros_like(ids).bool(), IMG, row_end=True)
+    assert kept.tolist() == [2, 3, 4]
 
 
 def test_compact_gathers_in_order_and_scatters_back() -> None:
@@ -32,7 +52,7 @@ def test_compact_gathers_in_order_and_scatters_back() -> None:
     keep = torch.rand(5, 11, generator=generator) < 0.5
     keep[:, -1] = True
     values = torch.arange(5 * 11 * 2).view(5, 11, 2).float()
-    compact = Compact.of(keep)
+    compact = Compact.of([row.nonzero()[:, 0] for row in keep])
     short = compact.gather(values)
     for row in range(5):
         kept = values[row][keep[row]]
@@ -75,8 +95,8 @@ def test_dropping_equals_deleting_by_hand(make_model, batch) -> None:
             batch["input_ids"], batch["pixel_values"], batch["image_grids"], batch["attention_mask"]
         )
         logits = model(**batch).logits
-        assert 0 < int(merged.keep.sum()) < int(batch["attention_mask"].sum())
-        for row, keep in enumerate(merged.keep):
+        assert 0 < sum(map(len, merged.kept)) < int(batch["attention_mask"].sum())
+        for row, keep in enumerate(merged.kept):
             alone = model(inputs_embeds=merged.inputs_embeds[row, keep][None]).logits[0]
             torch.testing.assert_close(logits[row, keep], alone, atol=1e-5, rtol=1e-4)
 

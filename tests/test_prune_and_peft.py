@@ -6,9 +6,6 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from alignvlm.ask import load_model
-from alignvlm.errors import ConfigError
-
 peft = pytest.importorskip("peft")
 
 
@@ -74,31 +71,3 @@ def test_pruned_model_loads_in_another_precision(make_model, tmp_path, dtype) ->
     again.save_pretrained(tmp_path / "again")  # and back: nothing was lost on the way
     back = AutoModelForImageTextToText.from_pretrained(tmp_path / "again", dtype=torch.float32)
     assert torch.equal(back.model.connector.stats_covariance, exact)
-
-
-def test_loading_for_asking_folds_in_fp32_alone(tiny_model_dir, batch) -> None:
-    plain = AutoModelForImageTextToText.from_pretrained(tiny_model_dir).eval()
-    model, _ = load_model(tiny_model_dir, dtype=torch.float32)
-    assert model.model.connector.folded
-    with torch.no_grad():
-        torch.testing.assert_close(
-            model(**batch).logits, plain(**batch).logits, rtol=1e-4, atol=1e-4
-        )
-    half, _ = load_model(tiny_model_dir, dtype=torch.bfloat16)
-    assert not half.model.connector.folded
-
-
-def test_a_folded_model_says_how_to_save_it(tiny_model_dir, tmp_path) -> None:
-    model, _ = load_model(tiny_model_dir, dtype=torch.float32)
-    with pytest.raises(ConfigError, match="folded for inference and cannot be saved"):
-        model.save_pretrained(tmp_path / "out")
-    assert not list(tmp_path.rglob("*.safetensors"))
-
-
-@pytest.mark.parametrize(("connector", "keys"), [("mlp", {}), ("align", {"outer_norm": False})])
-def test_loading_what_has_nothing_to_fold(make_model, make_processor, tmp_path, connector, keys):
-    model = make_model(connector, connector_keys=keys)
-    model.save_pretrained(tmp_path)
-    make_processor(model.config).save_pretrained(tmp_path)
-    loaded, _ = load_model(tmp_path, dtype=torch.float32)
-    assert not getattr(loaded.model.connector, "folded", False)

@@ -12,8 +12,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from alignvlm.analysis import read_page
+from alignvlm.ask import ask, encode_pages, load_model
+from alignvlm.compose import compose
 from alignvlm.data.ocr_words import Box, text_lines
 from alignvlm.errors import ConfigError
+from alignvlm.outputs import Encoded
 
 NAMES = ("alignvlm", "rapidocr")
 """The reader under test and its rival."""
@@ -56,13 +60,30 @@ class Contestant:
 
 
 def alignvlm_reader(model: str | None, threads: int) -> Contestant:
-    """The reader of a composed model.
+    """The reader of a composed model: what P_vocab says, token by token, is its text.
 
     Args:
-        model: the folder of a composed model.
+        model: what ``resolve`` takes; default: the reader with SmolLM2, composed here.
         threads: of torch.
     """
-    raise NotImplementedError("alignvlm.reader is not there yet: use --only rapidocr")
+    torch.set_num_threads(threads)
+    if model is None:
+        network, processor = compose("reader", "smollm2")
+        network.eval()
+    else:
+        network, processor = load_model(model)
+
+    def encode(image: Image.Image) -> Encoded:
+        return encode_pages(network, processor, [image])
+
+    def read(image: Image.Image) -> PageText:
+        reading = read_page(network, processor, image, 1, encode(image))
+        return PageText(reading.text(processor.tokenizer).splitlines())
+
+    def first_token(image: Image.Image, question: str) -> str:
+        return ask(network, processor, [image], question, max_new_tokens=1).text
+
+    return Contestant(read, encode, first_token)
 
 
 def rapidocr_reader(threads: int, language_model: str) -> dict[str, Contestant]:

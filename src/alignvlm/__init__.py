@@ -14,15 +14,16 @@ from transformers import (
 from transformers.models.auto import modeling_auto
 
 from . import hosts as hosts  # registers the converted models
+from . import shipped as shipped  # lets resolve() find what comes with the project
 from .config import AlignVLMConfig
 from .connectors import CONNECTORS, build_connector
 from .errors import AlignVLMError
 from .generation import AlignVLMForConditionalGeneration
 from .image_processor import AlignVLMImageProcessor
-from .line_reader import LineReaderConfig, LineReaderModel
 from .model import AlignVLMModel
 from .ops import vocab_mixture
 from .processor import AlignVLMProcessor
+from .reader import ReaderConfig, ReaderModel
 
 __version__ = "0.1.0"
 
@@ -34,8 +35,8 @@ __all__ = [
     "AlignVLMImageProcessor",
     "AlignVLMModel",
     "AlignVLMProcessor",
-    "LineReaderConfig",
-    "LineReaderModel",
+    "ReaderConfig",
+    "ReaderModel",
     "build_connector",
     "vocab_mixture",
 ]

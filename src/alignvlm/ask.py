@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from .compose import load_pretrained
-from .connectors import AlignConnector
 from .errors import DataError
 from .generation import AlignVLMForConditionalGeneration
 from .hub import resolve
+from .outputs import Encoded
 from .processor import AlignVLMProcessor
 
 
@@ -67,10 +67,6 @@ def load_model(
 ) -> tuple[AlignVLMForConditionalGeneration, AlignVLMProcessor]:
     """A trained model and its processor, on the GPU if there is one, ready to be asked.
 
-    In fp32 an ALIGN connector is folded (:meth:`AlignConnector.fold`): the same answers, a few per
-    cent sooner. Such a model can be neither trained nor saved; for that load it with
-    ``AutoModelForImageTextToText.from_pretrained``.
-
     Args:
         reference: folder or hub id.
         dtype: of the weights; default: bf16 on a GPU that has it, else fp32.
@@ -84,11 +80,6 @@ def load_model(
         dtype = torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported() else torch.float32
     model, processor = load_pretrained(folder, dtype)
     model.eval().to("cuda" if on_gpu else "cpu")
-    connector = model.model.connector
-    # in half precision folding would round W2 once more
-    foldable = isinstance(connector, AlignConnector) and connector.config.outer_norm
-    if foldable and dtype == torch.float32:
-        connector.requires_grad_(False).fold()
     return model, processor
 
 
@@ -106,6 +97,21 @@ class _FirstToken:
 
 
 @torch.inference_mode()
+def encode_pages(
+    model: AlignVLMForConditionalGeneration,
+    processor: AlignVLMProcessor,
+    pages: list[Image.Image],
+) -> Encoded:
+    """Pages through encoder and connector, once for whatever is asked, cited or inspected.
+
+    Raises:
+        DataError: a page cannot be used.
+    """
+    batch = processor.image_processor(pages, return_tensors="pt").to(model.device)
+    return model.model.encode(batch["pixel_values"], batch["image_grids"])
+
+
+@torch.inference_mode()
 def build_prompt(
     model: AlignVLMForConditionalGeneration,
     processor: AlignVLMProcessor,
@@ -113,8 +119,12 @@ def build_prompt(
     question: str,
     *,
     max_new_tokens: int = 64,
+    encoded: Encoded | None = None,
 ) -> Prompt:
     """The chat prompt of one question, with its pages' visual tokens in place.
+
+    Args:
+        encoded: what :func:`encode_pages` gave for these pages, if they were encoded before.
 
     Raises:
         DataError: a page cannot be used, or prompt and answer do not fit the language model's
@@ -125,7 +135,7 @@ def build_prompt(
     batch = processor.apply_chat_template(
         [messages], tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
     ).to(model.device)
-    return compact(model, processor, batch, max_new_tokens)
+    return compact(model, processor, batch, max_new_tokens, encoded)
 
 
 def compact(
@@ -133,6 +143,7 @@ def compact(
     processor: AlignVLMProcessor,
     batch: Any,
     max_new_tokens: int = 0,
+    encoded: Encoded | None = None,
 ) -> Prompt:
     """What the processor made of one text, after blank dropping; see :func:`build_prompt`."""
 
@@ -142,7 +153,11 @@ def compact(
     inputs = dict(batch)
     if model.config.blank_threshold is None:  # known before the pages are encoded
         _check_context(model, batch["input_ids"].shape[1], max_new_tokens)
-    if "pixel_values" in batch:
+    if encoded is not None and "pixel_values" in batch:
+        inputs = model.compact_prompt(
+            batch["input_ids"], attention_mask=batch["attention_mask"], encoded=encoded
+        )
+    elif "pixel_values" in batch:
         inputs = model.compact_prompt(**batch)
     _check_context(model, inputs["input_ids"].shape[1], max_new_tokens)
     return Prompt(inputs, visual(batch["input_ids"]), visual(inputs["input_ids"]))
@@ -164,16 +179,22 @@ def ask(
     question: str,
     *,
     max_new_tokens: int = 64,
+    encoded: Encoded | None = None,
     **generation: Any,
 ) -> Answer:
     """Ask one question about some page images; greedy unless ``generation`` says otherwise.
+
+    Args:
+        encoded: what :func:`encode_pages` gave for these pages, if they were encoded before.
 
     Raises:
         DataError: see :func:`build_prompt`.
     """
     start = time.perf_counter()
     clock = _FirstToken()
-    prompt = build_prompt(model, processor, pages, question, max_new_tokens=max_new_tokens)
+    prompt = build_prompt(
+        model, processor, pages, question, max_new_tokens=max_new_tokens, encoded=encoded
+    )
     with torch.inference_mode():
         output = model.generate(
             **prompt.inputs,

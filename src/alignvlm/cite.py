@@ -17,6 +17,7 @@ from itertools import pairwise
 from .analysis.inspect import CellReading, PageReading, read_page
 from .data.pages import PageImage
 from .generation import AlignVLMForConditionalGeneration
+from .outputs import Encoded
 from .processor import AlignVLMProcessor
 
 Box = tuple[float, float, float, float]
@@ -81,11 +82,14 @@ def read_pages(
     processor: AlignVLMProcessor,
     pages: Iterable[PageImage],
     k: int = 3,
+    encoded: Encoded | None = None,
 ) -> list[ReadPage]:
     """What P_vocab says on some pages, as :func:`cite` takes it.
 
     Args:
         k: how many tokens of each visual token may spell a word.
+        encoded: the pages as :func:`alignvlm.ask.encode_pages` gave them, if they were encoded
+            before.
 
     Raises:
         ConfigError: the connector is not ALIGN, so there is no P_vocab.
@@ -96,10 +100,12 @@ def read_pages(
             page=page.page,
             width=page.image.width,
             height=page.image.height,
-            reading=read_page(model, processor, page.image, k),
+            reading=read_page(
+                model, processor, page.image, k, None if encoded is None else encoded.image(number)
+            ),
             scale=page.scale,
         )
-        for page in pages
+        for number, page in enumerate(pages)
     ]
 
 
@@ -170,9 +176,13 @@ def _plain(text: str) -> str:
 
 def _rows(page: int, reading: PageReading) -> Iterator[_Row]:
     blank = reading.blank_id
-    for number in range(reading.rows):
-        row = reading.cells[number * reading.cols : (number + 1) * reading.cols]
-        cells = [cell for cell in row if cell.tokens[0][1] != blank and cell.tokens[0][0].strip()]
+    for number, line in enumerate(reading.lines()):
+        cells, spaced, space = [], [], False
+        for cell in line:
+            if cell.tokens[0][0].strip():
+                cells.append(cell)
+                spaced.append(space)
+            space = not cell.tokens[0][0].strip()
         options = [
             [
                 (unicodedata.normalize("NFKC", text).strip().casefold(), p / cell.tokens[0][2])
@@ -182,9 +192,9 @@ def _rows(page: int, reading: PageReading) -> Iterator[_Row]:
             for cell in cells
         ]
         texts = ["".join(cell.tokens[0][0] for cell in cells[:1])]
-        for before, cell in pairwise(cells):
+        for before, cell, apart in zip(cells, cells[1:], spaced[1:]):
             text = cell.tokens[0][0]
-            texts.append(f" {text}" if _far(before, cell) else text)
+            texts.append(f" {text}" if apart or _far(before, cell) else text)
         if cells:
             yield _Row(page, number, cells, texts, options)
 

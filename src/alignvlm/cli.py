@@ -16,7 +16,7 @@ import transformers
 import typer
 
 from .cli_ask import ask, embed
-from .cli_convert import convert
+from .cli_convert import compose, convert
 from .cli_data import data_app
 from .cli_demo import demo
 from .cli_eval import eval_app
@@ -35,7 +35,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(eval_app, name="eval")
-for verb in (ask, embed, prune, convert, finetune, merge, serve, demo, batch, plan):
+for verb in (ask, embed, compose, prune, convert, finetune, merge, serve, demo, batch, plan):
     app.command()(verb)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON line.")]
@@ -54,14 +54,9 @@ def pull(
     json_: Json = False,
 ) -> None:
     """Fetch base weights into the cache (ALIGNVLM_HOME, default ~/.cache/alignvlm)."""
-    from .hub import SHIPPED, resolve
+    from .hub import resolve
 
-    if reference in SHIPPED:
-        from .shipped import build
-
-        folder = build(reference, progress=not json_)
-    else:
-        folder = resolve(reference, progress=not json_)
+    folder = resolve(reference, progress=not json_)
     _emit(json_, {"reference": reference, "path": str(folder)}, f"{reference} is at {folder}")
 
 

@@ -117,17 +117,24 @@ class _Asker:
         return f"this model's is {self.model.config.connector.type!r}, which has no P_vocab"
 
     def ask(self, pages: list[PageImage]) -> tuple[Answer, list[_Place], list[Citation]]:
-        from .ask import ask
+        from .ask import ask, encode_pages
         from .cite import cite, read_pages
 
         images = [page.image for page in pages]
         places = [_Place(page.file, page.page) for page in pages]
+        encoded = encode_pages(self.model, self.processor, images)
         answer = ask(
-            self.model, self.processor, images, self.question, max_new_tokens=self.max_new_tokens
+            self.model,
+            self.processor,
+            images,
+            self.question,
+            max_new_tokens=self.max_new_tokens,
+            encoded=encoded,
         )
         if not (self.cites and answer.text):
             return answer, places, []
-        return answer, places, cite(answer.text, read_pages(self.model, self.processor, pages))
+        read = read_pages(self.model, self.processor, pages, encoded=encoded)
+        return answer, places, cite(answer.text, read)
 
     def data(
         self, answer: Answer, pages: list[_Place], citations: list[Citation]

@@ -22,6 +22,11 @@ from .errors import ConfigError, WeightsError
 from .generation import AlignVLMForConditionalGeneration
 from .hub import resolve
 from .processor import AlignVLMProcessor, reserved_image_token, space_token_id
+from .reader import ReaderConfig, ReaderModel
+
+READER_CONNECTOR = {"type": "align", "init": "keys", "gamma": 3.0}
+"""ALIGN for an encoder that reads, unless another connector is asked for."""
+READER_TILING = {"max_tiles": 256}
 
 
 def load_tokenizer(text: str | Path) -> Any:
@@ -113,6 +118,19 @@ def _blank_id(tokenizer: Any, token: str | None) -> int:
     return tokenizer.convert_tokens_to_ids(token)
 
 
+def end_of_text(tokenizer: Any) -> str:
+    """The token that stands for blank cells of an encoder that reads: no page spells it, and the
+    language model has learned it, so that its row of the head is like no other.
+
+    Raises:
+        ConfigError: the tokenizer has none; set ``blank_token`` by hand.
+    """
+    for token in (tokenizer.eos_token, tokenizer.bos_token, tokenizer.pad_token):
+        if token is not None:
+            return token
+    raise ConfigError("the tokenizer has no end-of-text token: set blank_token by hand")
+
+
 def compose(
     vision: str | Path | dict[str, Any] | PreTrainedConfig,
     text: str | Path,
@@ -144,6 +162,18 @@ def compose(
     tokenizer = load_tokenizer(text)
     language_model = _loaded(AutoModelForCausalLM, text, dtype=dtype)
     vision_settings = vision_config(vision)
+    if isinstance(vision_settings, ReaderConfig):
+        vision_settings.hidden_size = language_model.config.hidden_size
+        tiling = {**READER_TILING, **(tiling or {})}
+        if isinstance(connector, ConnectorConfigBase):
+            connector = connector.model_dump(exclude_unset=True) | {"type": connector.type}  # type: ignore[attr-defined]
+        if isinstance(connector, str):
+            connector = {"type": connector}
+        if connector.get("type") == "align":
+            connector = {**READER_CONNECTOR, **connector}
+        options = {"enlarge": False, "blank_token": end_of_text(tokenizer), **options}
+        if connector_config(connector).type == "align":
+            options = {"blank_threshold": 0.5, **options}
     config = build_config(vision_settings, language_model.config, connector, tokenizer, **options)
     # only the new parts are initialised; the language model is moved in as loaded
     with torch.device("meta"):
@@ -152,6 +182,9 @@ def compose(
     core.language_model = language_model.base_model
     model.lm_head = language_model.get_output_embeddings()
     core.vision_model = _vision_model(vision, vision_settings).to(dtype)
+    if isinstance(core.vision_model, ReaderModel):
+        core.vision_model.compose(tokenizer, config.text_config.hidden_size)
+        config.vision_config = core.vision_model.config
     core.connector = build_connector(
         config.connector,
         config.vision_hidden_size,
@@ -160,8 +193,10 @@ def compose(
         config.feature_grid,
     ).to(dtype)
     core.connector.apply(model._init_weights)
-    if isinstance(core.connector, AlignConnector) and config.connector.init == "lm_head":
+    if isinstance(core.connector, AlignConnector) and config.connector.init != "random":
         core.connector.init_from_lm_head(model.lm_head.weight, token_ids)
+        if config.connector.init == "keys":
+            core.connector.init_keys()
     elif token_ids is not None and isinstance(core.connector, AlignConnector):
         core.connector.token_ids.copy_(torch.sort(token_ids).values)
     model.tie_weights()

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from transformers import AutoConfig, PreTrainedConfig
 
 from .errors import ConfigError, nearest
+from .tiling import Grid, fit_scale
 
 
 class ConnectorConfigBase(BaseModel):
@@ -40,7 +41,9 @@ class AlignConfig(ConnectorConfigBase):
 
     Attributes:
         init: where W2 starts: ``lm_head`` copies the language model's head (the paper),
-            ``random`` draws it (ablation).
+            ``random`` draws it (ablation), ``keys`` copies it and sets W1, γ and β in closed form,
+            for an encoder that reads: P_vocab is then what it read, untrained
+            (:mod:`alignvlm.connectors.keys`).
         outer_norm: the LayerNorm over the vocabulary axis (the paper has it; ablation without).
         gamma: initial value of that LayerNorm's weight. At 1, P_vocab starts almost uniform;
             a larger value lets it sharpen sooner.
@@ -55,7 +58,7 @@ class AlignConfig(ConnectorConfigBase):
     """
 
     type: Literal["align"] = "align"
-    init: Literal["lm_head", "random"] = "lm_head"
+    init: Literal["lm_head", "random", "keys"] = "lm_head"
     outer_norm: bool = True
     gamma: float = Field(1.0, gt=0)
     w1_bias: bool = False
@@ -63,6 +66,12 @@ class AlignConfig(ConnectorConfigBase):
     full_statistics: bool = False
     eps: float = Field(1e-5, gt=0)
     impl: Literal["auto", "reference", "chunked"] = "auto"
+
+    @model_validator(mode="after")
+    def _keys_fit(self) -> AlignConfig:
+        if self.init == "keys" and (not self.outer_norm or self.w1_bias):
+            raise ValueError("init 'keys' needs outer_norm and no w1_bias")
+        return self
 
     @model_validator(mode="after")
     def _full_statistics_fit(self) -> AlignConfig:
@@ -197,6 +206,8 @@ class AlignVLMConfig(PreTrainedConfig):
         blank_loss_weight: weight of the blank cells' mean within that loss.
         blank_threshold: visual tokens whose P_vocab gives the blank id more than this leave the
             sequence before the language model; ``None`` keeps all.
+        enlarge: whether small pages are scaled up to fill their tiles' canvas, see
+            :class:`AlignVLMImageProcessor`.
 
     Raises:
         ConfigError: unknown connector, or page order with a connector that has no token grid.
@@ -224,6 +235,7 @@ class AlignVLMConfig(PreTrainedConfig):
         vocab_loss_weight: float = 1.0,
         blank_loss_weight: float = 0.25,
         blank_threshold: float | None = None,
+        enlarge: bool = True,
         **kwargs: Any,
     ) -> None:
         self.vision_config = _sub_config(vision_config, "siglip_vision_model")
@@ -253,6 +265,7 @@ class AlignVLMConfig(PreTrainedConfig):
                 "ALIGN's P_vocab says what is blank"
             )
         self.blank_threshold = blank_threshold
+        self.enlarge = enlarge
         kwargs.setdefault(
             "tie_word_embeddings", bool(getattr(self.text_config, "tie_word_embeddings", False))
         )
@@ -274,6 +287,10 @@ class AlignVLMConfig(PreTrainedConfig):
         """Channels of the vision encoder's features (d_vision)."""
         sizes = getattr(self.vision_config, "hidden_sizes", None)
         return int(sizes[-1] if sizes else self.vision_config.hidden_size)
+
+    def page_scale(self, size: tuple[int, int], grid: Grid) -> float:
+        """Px of the tiles for each px of a page of that ``(width, height)`` cut into ``grid``."""
+        return fit_scale(*size, grid, self.tile_width, self.tile_height, self.enlarge)
 
     @property
     def tile_token_grid(self) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ from .config import AlignVLMConfig
 from .dropping import Compact
 from .errors import AlignVLMError, ConfigError
 from .model import AlignVLMModel, AlignVLMPreTrainedModel
-from .outputs import CACHE, AlignVLMCausalLMOutput, group_images
+from .outputs import CACHE, AlignVLMCausalLMOutput, Encoded, group_images
 
 
 class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin):
@@ -155,21 +155,28 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
     def compact_prompt(
         self,
         input_ids: Tensor,
-        pixel_values: Tensor,
-        image_grids: Tensor,
+        pixel_values: Tensor | None = None,
+        image_grids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        encoded: Encoded | None = None,
+        **kwargs: Any,
     ) -> dict[str, Tensor]:
         """The prompt after blank dropping, as ``generate`` takes it.
+
+        Args:
+            encoded: the pages as :meth:`AlignVLMModel.encode` gave them, in place of pixels.
 
         Returns:
             ``input_ids [B, L']``, ``inputs_embeds [B, L', D]``, ``attention_mask [B, L']``.
         """
-        merged = self.model.merge(input_ids, pixel_values, image_grids, attention_mask)
-        if merged.keep is None:
+        merged = self.model.merge(
+            input_ids, pixel_values, image_grids, attention_mask, encoded=encoded
+        )
+        if merged.kept is None:
             mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             embeds = merged.inputs_embeds
             return {"input_ids": input_ids, "inputs_embeds": embeds, "attention_mask": mask}
-        compact = Compact.of(merged.keep)
+        compact = Compact.of(merged.kept)
         return {
             "input_ids": compact.gather(input_ids),
             "inputs_embeds": compact.gather(merged.inputs_embeds),

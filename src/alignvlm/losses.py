@@ -9,7 +9,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .connectors import AlignConnector
-from .connectors.distinct import distinct_pairs
 
 IGNORE = -100
 """Target of a cell that is not scored."""
@@ -49,22 +48,14 @@ def vocab_loss(
     targets: Int[Tensor, "tiles tokens"],
     blank_id: int | None,
     blank_weight: float,
-    shared: bool = False,
 ) -> VocabLoss:
     """The loss without a language model in the loop.
 
-    Only scored cells are projected, and the mixture P·E is never computed.
-
-    Args:
-        shared: many cells have one feature; where features take no gradient it is projected once.
+    Only scored cells are projected, equal ones once, and the mixture P·E is never computed.
     """
-    flat = features.flatten(0, 2)
-    scored = (targets.flatten() >= 0).nonzero()[:, 0]
-    chosen = targets.flatten()[scored]
-    rows, asked, index = flat[scored], chosen, None
-    if shared and len(chosen) and not flat.requires_grad:
-        rows, asked, index = distinct_pairs(rows, chosen)
-    result = connector.mixture(connector.hidden(rows), None, asked)
-    assert result.target_logits is not None
-    nll = result.logsumexp - result.target_logits
-    return combine(nll if index is None else nll[index], chosen, blank_id, blank_weight)
+    flat, wanted = features.flatten(0, 2), targets.flatten()
+    scored = (wanted >= 0).nonzero()[:, 0]
+    chosen = wanted[scored]
+    read = connector.read(flat[scored][None, :, None], None, chosen[None])
+    assert read.target_log_p is not None
+    return combine(-read.target_log_p[0], chosen, blank_id, blank_weight)

@@ -17,11 +17,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .config import AlignVLMConfig
 from .connectors import AlignConnector, Connector, build_connector
-from .connectors.distinct import distinct, distinct_pairs
 from .dropping import Compact, kept_positions
 from .errors import AlignVLMError, ConfigError
 from .losses import VocabLoss, combine, vocab_loss
-from .outputs import CACHE, AlignVLMModelOutput, Merged, group_images
+from .outputs import CACHE, AlignVLMModelOutput, Encoded, Merged, group_images
 from .tiling import Grid, page_order
 
 
@@ -86,6 +85,14 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
             AlignVLMError: the tiles have another size than the config's.
             ConfigError: the encoder's output does not have the configured grid.
         """
+        return self.see(pixel_values, image_grids)[0]
+
+    def see(
+        self,
+        pixel_values: Float[Tensor, "tiles 3 height width"],
+        image_grids: Int[Tensor, "images 3"] | None = None,
+    ) -> tuple[Float[Tensor, "tiles rows cols d_vision"], list[Any] | None]:
+        """:meth:`encode_tiles`, and what an encoder that reads found on each page."""
         rows, cols = self.config.feature_grid
         height, width = self.config.tile_height, self.config.tile_width
         if tuple(pixel_values.shape[1:]) != (3, height, width):
@@ -103,8 +110,8 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         layer = self.config.vision_feature_layer
         if layer != -1:
             kwargs["output_hidden_states"] = True
-        if image_grids is not None and self._reads_pages:
-            kwargs["image_grids"] = image_grids
+        if self.reads_pages:
+            kwargs |= self._for_reader(image_grids)
         dtype = next(self.vision_model.parameters()).dtype
         output = self.vision_model(pixel_values.to(dtype), **kwargs)
         features = output.last_hidden_state if layer == -1 else output.hidden_states[layer]
@@ -119,12 +126,29 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
                 f"the vision encoder gave {tuple(features.shape)}, expected a {rows}x{cols} grid "
                 f"for tiles of {height}x{width} px"
             )
-        return features
+        return features, getattr(output, "pages", None)
 
     @property
-    def _reads_pages(self) -> bool:
-        """Whether the encoder reads a page's tiles together and has one feature for blank cells."""
+    def reads_pages(self) -> bool:
+        """Whether the encoder reads a page's tiles together and says tokens, not features alone
+        (:mod:`alignvlm.reader`)."""
         return getattr(self.vision_model, "reads_pages", False)
+
+    def _for_reader(self, image_grids: Tensor | None) -> dict[str, Any]:
+        """What an encoder that reads needs to know of connector and language model."""
+        table = self.text_embedding()
+        if self.config.connector.type == "align":
+            self.vision_model.keep(self.connector.token_ids)  # type: ignore[union-attr]
+        blank = torch.tensor([[self.config.blank_token_id]], device=table.device)
+
+        def feature_of(ids: Tensor, q: Tensor) -> Tensor:
+            return self.connector.features_of(ids, q, table)
+
+        return {
+            "image_grids": image_grids,
+            "feature_of": feature_of,
+            "blank": feature_of(blank, torch.ones_like(blank, dtype=table.dtype))[0],
+        }
 
     def assemble(
         self, tokens: Float[Tensor, "tiles n d"], image_grids: Int[Tensor, "images 3"]
@@ -164,7 +188,39 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         features = self.encode_tiles(pixel_values, image_grids)
         tokens = self._scaled(self.connector(features, self.text_embedding()))
         return BaseModelOutputWithPooling(
-            last_hidden_state=features, pooler_output=self.assemble(tokens, image_grids)
+            last_hidden_state=features,
+            pooler_output=self.assemble(tokens, image_grids),  # type: ignore[arg-type]
+        )
+
+    def encode(
+        self,
+        pixel_values: Float[Tensor, "tiles 3 height width"],
+        image_grids: Int[Tensor, "images 3"],
+        vocab_targets: Int[Tensor, "tiles n"] | None = None,
+    ) -> Encoded:
+        """Pages through encoder and connector, once: :meth:`merge`, ``generate`` and
+        :func:`alignvlm.analysis.read_page` take what comes back in place of pixels.
+
+        Args:
+            pixel_values, image_grids: as :class:`AlignVLMProcessor` gives them.
+            vocab_targets: as for :meth:`forward`.
+
+        Raises:
+            AlignVLMError: the tiles have another size or number than they should.
+        """
+        features, pages = self.see(pixel_values, image_grids)
+        tokens, loss, blank = self._tokens(features, vocab_targets)
+        order = None
+        if pages is not None and self.config.tile_token_grid == self.config.feature_grid:
+            order = [_rows_read(page) for page in _of_images(pages, image_grids)]
+        return Encoded(
+            features=features,
+            image_grids=image_grids,
+            tokens=self.assemble(self._scaled(tokens), image_grids),
+            blank=None if blank is None else self.assemble(blank[..., None], image_grids),
+            order=order,
+            pages=pages,
+            vocab_loss=loss,
         )
 
     def _scaled(self, tokens: Tensor) -> Tensor:
@@ -185,7 +241,6 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
             vocab_targets,
             self.config.blank_token_id,
             self.config.blank_loss_weight,
-            shared=self._reads_pages,
         )
 
     def _align(self) -> AlignConnector:
@@ -213,8 +268,12 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         image_grids: Int[Tensor, "images 3"] | None = None,
         attention_mask: Int[Tensor, "batch length"] | None = None,
         vocab_targets: Int[Tensor, "tiles n"] | None = None,
+        encoded: Encoded | None = None,
     ) -> Merged:
         """Prompt embeddings with visual tokens written over the placeholders.
+
+        Args:
+            encoded: the images' pages, as :meth:`encode` gave them, in place of pixels.
 
         Raises:
             AlignVLMError: placeholders and visual tokens do not match; the sample is named.
@@ -225,25 +284,33 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
             # the connector reads the table too
             embedding.set_reshard_after_forward(False)
         embeds = embedding(input_ids)
-        if pixel_values is None:
-            return Merged(self._touch_image_path(embeds))
-        if image_grids is None:
-            raise AlignVLMError("pixel_values needs image_grids; use AlignVLMProcessor for both")
-        features = self.encode_tiles(pixel_values, image_grids)
-        tokens, loss, blank = self._tokens(features, vocab_targets)
-        images = self.assemble(self._scaled(tokens), image_grids)
+        if encoded is None:
+            if pixel_values is None:
+                return Merged(self._touch_image_path(embeds))
+            if image_grids is None:
+                raise AlignVLMError(
+                    "pixel_values needs image_grids; use AlignVLMProcessor for both"
+                )
+            encoded = self.encode(pixel_values, image_grids, vocab_targets)
         mask = input_ids == self.config.image_token_id
-        group_images(mask.sum(-1).tolist(), [len(image) for image in images])
-        visual = torch.cat(images).to(embeds.device, embeds.dtype)
+        lengths = [len(image) for image in encoded.tokens]
+        groups = group_images(mask.sum(-1).tolist(), lengths)
+        visual = torch.cat(encoded.tokens).to(embeds.device, embeds.dtype)
         embeds = embeds.masked_scatter(mask[..., None], visual)
-        if blank is None:
-            return Merged(embeds, visual, loss)
-        ordered = torch.cat(self.assemble(blank[..., None], image_grids))[:, 0]
-        dropped = torch.zeros_like(mask).masked_scatter(mask, ordered.to(mask.device))
-        keep = kept_positions(
-            input_ids, attention_mask, dropped, self.config.image_token_id, self.config.row_end
+        if encoded.blank is None:
+            return Merged(embeds, visual, encoded.vocab_loss)
+        blank = torch.cat(encoded.blank)[:, 0]
+        dropped = torch.zeros_like(mask).masked_scatter(mask, blank.to(mask.device))
+        order = encoded.order
+        kept = kept_positions(
+            input_ids,
+            attention_mask,
+            dropped,
+            self.config.image_token_id,
+            self.config.row_end,
+            order and [[(lengths[i], order[i]) for i in group] for group in groups],
         )
-        return Merged(embeds, visual, loss, keep)
+        return Merged(embeds, visual, encoded.vocab_loss, kept)
 
     def _tokens(
         self, features: Tensor, targets: Tensor | None
@@ -253,41 +320,18 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         config = self.config
         if targets is None and config.blank_threshold is None:
             return self.connector(features, self.text_embedding()), None, None
-        align, asked, index = self._align(), targets, None
-        # an encoder of pages gives all blank cells one feature
-        if self._reads_pages and not features.requires_grad:
-            flat = features.flatten(1, 2)
-            if targets is None:
-                rows, index = distinct(flat)
-            else:
-                rows, asked, index = distinct_pairs(flat, targets)
-                asked = asked[None]
-            features = rows[None, :, None]
-        tokens, log_p = self._mixture(align, features, asked)
-        if index is not None:
-            tokens, log_p = tokens[0][index], log_p[0][index]
+        drops = config.blank_threshold is not None
+        read = self._align().read(
+            features, self.text_embedding(), targets, config.blank_token_id if drops else None
+        )
         loss, blank = None, None
         if targets is not None:
-            nll = -log_p[..., 0].flatten()
+            assert read.target_log_p is not None
+            nll = -read.target_log_p.flatten()
             loss = combine(nll, targets.flatten(), config.blank_token_id, config.blank_loss_weight)
-        if config.blank_threshold is not None:
-            blank = log_p[..., 1].detach().exp() > config.blank_threshold
-        return tokens, loss, blank
-
-    def _mixture(
-        self, align: AlignConnector, features: Tensor, targets: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Visual tokens ``[T, n, D]`` and log-probabilities ``[T, n, 2]`` of target and blank."""
-        config = self.config
-        hidden = align.hidden(features).flatten(1, 2)
-        asked = torch.full((*hidden.shape[:2], 2), -1, device=hidden.device)
-        if targets is not None:
-            asked[..., 0] = targets
-        if config.blank_threshold is not None:
-            asked[..., 1] = config.blank_token_id
-        result = align.mixture(hidden, self.text_embedding(), asked)
-        assert result.target_logits is not None and result.output is not None
-        return result.output, result.target_logits - result.logsumexp[..., None]
+        if read.blank_log_p is not None and config.blank_threshold is not None:
+            blank = read.blank_log_p.detach().exp() > config.blank_threshold
+        return read.tokens, loss, blank
 
     def _touch_image_path(self, embeds: Tensor) -> Tensor:
         # a rank whose batch has no image must still take part in the others' gradient collectives
@@ -340,10 +384,10 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         merged, compact = Merged(inputs_embeds), None
         if inputs_embeds is None:
             merged = self.merge(input_ids, pixel_values, image_grids, attention_mask, vocab_targets)
-        if merged.keep is not None:
+        if merged.kept is not None:
             # a cache of the shortened prompt would not fit the caller's positions; generate()
             # shortens the prompt itself and keeps its cache
-            compact, kwargs["use_cache"] = Compact.of(merged.keep), False
+            compact, kwargs["use_cache"] = Compact.of(merged.kept), False
             merged = merged._replace(inputs_embeds=compact.gather(merged.inputs_embeds))
             attention_mask, position_ids = compact.mask, compact.positions()
         output = self.language_model(
@@ -366,3 +410,17 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
             vocab_text_loss=None if loss is None else loss.text,
             vocab_blank_loss=None if loss is None else loss.blank,
         )
+
+
+def _of_images(pages: list[Any], image_grids: Tensor) -> list[Any]:
+    """The page of each image; its thumbnail, where there is one, is a page of its own."""
+    thumbnails = image_grids[:, 2].tolist()
+    firsts = [image + sum(thumbnails[:image]) for image in range(len(thumbnails))]
+    return [pages[first] for first in firsts]
+
+
+def _rows_read(page: Any) -> list[Tensor]:
+    """The cells of each row of a page's text, in reading order."""
+    cells, row = torch.from_numpy(page.cells), torch.from_numpy(page.row)
+    counts = torch.bincount(row, minlength=len(page.rows)) if len(row) else row
+    return list(cells.split(counts.tolist()))

@@ -155,7 +155,7 @@ class AlignVLMProcessor(_ProcessorMixin):
         rows, cols = config.tile_token_grid or (1, config.tokens_per_tile)
         size = {"height": config.tile_height, "width": config.tile_width}
         return cls(
-            AlignVLMImageProcessor(size=size, **tiling),
+            AlignVLMImageProcessor(size=size, enlarge=config.enlarge, **tiling),
             tokenizer,
             chat_template=chat_template or chat_template_for(tokenizer, image_token),
             image_token=image_token,

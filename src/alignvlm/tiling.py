@@ -35,16 +35,30 @@ class Grid(NamedTuple):
         return self.rows * self.cols
 
 
-def fit_scale(width: int, height: int, grid: Grid, tile_width: int, tile_height: int) -> float:
-    """Factor that makes a ``width x height`` px page just fit the grid's canvas (may enlarge)."""
-    return min(grid.cols * tile_width / width, grid.rows * tile_height / height)
+def fit_scale(
+    width: int,
+    height: int,
+    grid: Grid,
+    tile_width: int,
+    tile_height: int,
+    enlarge: bool = True,
+) -> float:
+    """Factor that makes a ``width x height`` px page just fit the grid's canvas; at most 1 unless
+    pages are enlarged."""
+    scale = min(grid.cols * tile_width / width, grid.rows * tile_height / height)
+    return scale if enlarge else min(1.0, scale)
 
 
 def fit_size(
-    width: int, height: int, grid: Grid, tile_width: int, tile_height: int
+    width: int,
+    height: int,
+    grid: Grid,
+    tile_width: int,
+    tile_height: int,
+    enlarge: bool = True,
 ) -> tuple[int, int]:
     """Width and height in px of the page once scaled to fit the grid's canvas, at least 1 x 1."""
-    scale = fit_scale(width, height, grid, tile_width, tile_height)
+    scale = fit_scale(width, height, grid, tile_width, tile_height, enlarge)
     new_width = min(max(round(width * scale), 1), grid.cols * tile_width)
     new_height = min(max(round(height * scale), 1), grid.rows * tile_height)
     return new_width, new_height
@@ -97,6 +111,30 @@ def choose_grid(
         (g for g in candidates if kept[g] >= enough),
         key=lambda g: (g.tiles, padding_share(width, height, g, tile_width, tile_height), -kept[g]),
     )
+
+
+@lru_cache(maxsize=4096)
+def covering_grid(
+    width: int, height: int, tile_width: int, tile_height: int, max_tiles: int
+) -> Grid:
+    """The smallest grid that holds a page as it is; where ``max_tiles`` do not, the one in which it
+    is scaled down least, with the fewest tiles.
+
+    Raises:
+        ConfigError: a size is not positive.
+    """
+    if min(width, height, tile_width, tile_height, max_tiles) < 1:
+        raise ConfigError(
+            f"sizes must be positive: page {width}x{height}, tile {tile_width}x{tile_height}, "
+            f"max_tiles {max_tiles}"
+        )
+    whole = Grid(-(-height // tile_height), -(-width // tile_width))
+    if whole.tiles <= max_tiles:
+        return whole
+    candidates = [Grid(rows, max_tiles // rows) for rows in range(1, max_tiles + 1)]
+    best = max(candidates, key=lambda g: fit_scale(width, height, g, tile_width, tile_height))
+    across, down = fit_size(width, height, best, tile_width, tile_height)
+    return Grid(-(-down // tile_height), -(-across // tile_width))
 
 
 def cut(page: NDArray, grid: Grid, tile_width: int, tile_height: int) -> NDArray:

@@ -127,7 +127,8 @@ def test_the_reading_is_plain_data(model, processor, make_image):
     assert (
         json.loads(json.dumps(data))["cells"][0]["tokens"][0][0] == data["cells"][0]["tokens"][0][0]
     )
-    assert set(data) == {"rows", "cols", "cells", "blank_id", "entropy", "effective_vocab"}
+    keys = {"rows", "cols", "cells", "blank_id", "entropy", "effective_vocab", "order"}
+    assert set(data) == keys
 
 
 @pytest.mark.parametrize(("size", "zoom"), [((56, 28), None), ((40, 90), 2.0), ((300, 30), 1.0)])

@@ -41,16 +41,17 @@ def features_of(answerer, queries, size):
     """Noisy features of each sample, answered in batches of ``size``."""
     seen = []
     core = answerer.model.model
-    whole = core.encode_tiles
+    whole = core.see
 
     def watch(pixels, *grids):
-        seen.append(whole(pixels, *grids))
-        return seen[-1]
+        features, pages = whole(pixels, *grids)
+        seen.append(features)
+        return features, pages
 
-    core.encode_tiles = watch
+    core.see = watch
     for start in range(0, len(queries), size):
         answerer.answer(queries[start : start + size])
-    core.encode_tiles = whole
+    core.see = whole
     return torch.cat(seen)
 
 

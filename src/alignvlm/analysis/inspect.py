@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from ..connectors import AlignConnector
 from ..errors import ConfigError
 from ..generation import AlignVLMForConditionalGeneration
+from ..outputs import Encoded
 from ..processor import AlignVLMProcessor
-from ..tiling import Grid, fit_scale, page_order
+from ..tiling import Grid, page_order
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class PageReading:
         cells: row by row.
         blank_id: the id that means "nothing starts here".
         entropy, effective_vocab: means over the cells.
+        order: for an encoder that reads: rows of cells in reading order, as indices into
+            ``cells``; else ``None``, and the grid's rows are the page's.
     """
 
     rows: int
@@ -52,6 +54,19 @@ class PageReading:
     blank_id: int | None
     entropy: float
     effective_vocab: float
+    order: list[list[int]] | None = None
+
+    def lines(self) -> list[list[CellReading]]:
+        """The visual tokens that say something, row after row as they are read."""
+        order = self.order
+        if order is None:
+            order = [list(range(r * self.cols, (r + 1) * self.cols)) for r in range(self.rows)]
+        lines = [[self.cells[i] for i in row] for row in order]
+        return [
+            line
+            for row in lines
+            if (line := [cell for cell in row if cell.tokens[0][1] != self.blank_id])
+        ]
 
     def ids(self) -> list[list[int]]:
         """The most probable id of each cell, row by row."""
@@ -60,12 +75,9 @@ class PageReading:
 
     def text(self, tokenizer: Any) -> str:
         """What the page says by the most probable token of each cell; blank cells dropped."""
-        lines = []
-        for row in self.ids():
-            kept = [index for index in row if index != self.blank_id]
-            if kept:
-                lines.append(tokenizer.decode(kept).strip())
-        return "\n".join(lines)
+        return "\n".join(
+            tokenizer.decode([cell.tokens[0][1] for cell in line]).strip() for line in self.lines()
+        )
 
     def most_probable(self, count: int) -> list[tuple[str, float]]:
         """Tokens other than blank by their probability summed over the page, best first."""
@@ -87,26 +99,32 @@ def read_page(
     processor: AlignVLMProcessor,
     image: Image.Image,
     k: int = 5,
+    encoded: Encoded | None = None,
 ) -> PageReading:
     """P_vocab of each visual token of a page: its ``k`` most probable tokens.
+
+    Args:
+        encoded: the page as :func:`alignvlm.ask.encode_pages` gave it, if it was encoded before.
 
     Raises:
         ConfigError: the connector is not ALIGN, so there is no P_vocab.
     """
-    grid, features = page_features(model, processor, image)
-    return read_features(model, processor, image.size, grid, features, k)
+    if encoded is None:
+        encoded = page_features(model, processor, image)
+    return read_features(model, processor, image.size, encoded, k)
 
 
 @torch.no_grad()
 def page_features(
     model: AlignVLMForConditionalGeneration, processor: AlignVLMProcessor, image: Image.Image
-) -> tuple[Grid, Tensor]:
-    """A page's tiles and their features ``[tiles, rows, cols, d_vision]``."""
+) -> Encoded:
+    """A page's features alone: no visual tokens are made of them."""
     batch = processor.image_processor([image], return_tensors="pt")
-    rows, cols, _ = batch["image_grids"][0].tolist()
-    grid = Grid(rows, cols)
-    pixels = batch["pixel_values"][: grid.tiles].to(model.device)  # the thumbnail has no place
-    return grid, model.model.encode_tiles(pixels, torch.tensor([[rows, cols, 0]]))
+    grid = batch["image_grids"]
+    tiles = int(grid[0, 0] * grid[0, 1])
+    grid[:, 2] = 0  # the thumbnail has no place
+    features, pages = model.model.see(batch["pixel_values"][:tiles].to(model.device), grid)
+    return Encoded(features, grid, [], pages=pages)
 
 
 @torch.no_grad()
@@ -114,11 +132,10 @@ def read_features(
     model: AlignVLMForConditionalGeneration,
     processor: AlignVLMProcessor,
     size: tuple[int, int],
-    grid: Grid,
-    features: Tensor,
+    encoded: Encoded,
     k: int,
 ) -> PageReading:
-    """What :func:`page_features` gave, read; ``size`` is the page's width and height, px.
+    """One encoded page, read; ``size`` is the page's width and height, px.
 
     Raises:
         ConfigError: see :func:`read_page`.
@@ -128,6 +145,9 @@ def read_features(
         raise ConfigError(
             f"inspect needs the 'align' connector; this model has {model.config.connector.type!r}"
         )
+    rows, cols, _ = encoded.image_grids[0].tolist()
+    grid = Grid(rows, cols)
+    features = encoded.features[: grid.tiles]
     probabilities, ids = connector.top_tokens(features, k)
     entropy = connector.entropy(features).flatten()
     token_rows, token_cols = features.shape[1:3]
@@ -142,6 +162,13 @@ def read_features(
         entropy[order].tolist(),
         processor.tokenizer,
     )
+    order = None
+    if encoded.pages:
+        page = encoded.pages[0]
+        scale = model.config.page_scale(size, grid)
+        for cell, box in zip(page.cells.tolist(), (page.boxes / scale).tolist()):
+            cells[cell] = replace(cells[cell], box=tuple(box))
+        order = [page.cells[page.row == row].tolist() for row in range(len(page.rows))]
     return PageReading(
         rows=grid.rows * token_rows,
         cols=grid.cols * token_cols,
@@ -149,6 +176,7 @@ def read_features(
         blank_id=model.config.blank_token_id,
         entropy=entropy.mean().item(),
         effective_vocab=entropy.exp().mean().item(),
+        order=order,
     )
 
 
@@ -162,7 +190,7 @@ def _cells(
     entropies: list[float],
     tokenizer: Any,
 ) -> list[CellReading]:
-    scale = fit_scale(*size, grid, config.tile_width, config.tile_height)
+    scale = config.page_scale(size, grid)
     height = config.tile_height / tokens[0] / scale
     width = config.tile_width / tokens[1] / scale
     cols = grid.cols * tokens[1]

@@ -149,11 +149,9 @@ def prune_model(
         ask: answers them; needed if there are any.
 
     Raises:
-        ConfigError: no P_vocab, ``keep`` does not fit, no page, or the connector is folded.
+        ConfigError: no P_vocab, ``keep`` does not fit, or no page.
     """
     whole = prunable(model, keep)
-    if whole.folded:
-        raise ConfigError("the connector is folded for inference; load the model again to prune it")
     always = [i for i in spelling_ids(model.config, processor.tokenizer) if _has(whole, i)]
     if len(always) > keep:
         raise ConfigError(

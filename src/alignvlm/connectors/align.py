@@ -17,9 +17,9 @@ from transformers import initialization as init
 from ..config import AlignConfig
 from ..errors import ConfigError
 from ..ops import VocabMixture, VocabStats, normalised_logits, vocab_mixture, vocab_stats
-from ..ops.products import full_precision
 from .base import Connector
-from .distinct import distinct
+from .distinct import distinct, distinct_pairs
+from .keys import BETA, inverse_covariance, key_norms, mixture_weights
 
 STATS_BUFFERS = tuple(f"stats_{name}" for name in VocabStats._fields)
 HALF = (torch.bfloat16, torch.float16)
@@ -41,6 +41,21 @@ class VocabTelemetry(NamedTuple):
     top_probability: float
 
 
+class AlignTokens(NamedTuple):
+    """What :meth:`AlignConnector.read` gives.
+
+    Attributes:
+        tokens: visual tokens ``[tiles, n, d_text]``; ``None`` without a table.
+        target_log_p: log-probability of each target ``[tiles, n]``; meaningless where there is
+            none; ``None`` without targets.
+        blank_log_p: of the blank id ``[tiles, n]``, or ``None``.
+    """
+
+    tokens: Any
+    target_log_p: Tensor | None
+    blank_log_p: Tensor | None
+
+
 class AlignConnector(Connector):
     """ALIGN, Eq. 1-2 of arXiv 2502.01341.
 
@@ -54,8 +69,6 @@ class AlignConnector(Connector):
     training keeps the full vocabulary's LayerNorm statistics, so each kept token's logit is exactly
     what it was and only the softmax is renormalised. Those statistics stay in full precision
     when the model is cast to half precision: small variances do not survive it.
-
-    :meth:`fold` prepares frozen weights for inference.
 
     Args:
         config: its config.
@@ -73,7 +86,6 @@ class AlignConnector(Connector):
         super().__init__()
         self.config = config
         self.vocab_size = vocab_size
-        self.folded = False
         kept = config.kept_tokens or vocab_size
         if kept > vocab_size:
             raise ValueError(f"kept_tokens={kept} is more than the vocabulary's {vocab_size}")
@@ -90,6 +102,10 @@ class AlignConnector(Connector):
         self.register_buffer("token_ids", None)
         if config.kept_tokens is not None:
             self.register_buffer("token_ids", torch.arange(kept))
+        self.key_mean: Tensor | None
+        self.register_buffer("key_mean", None)
+        if config.init == "keys":
+            self.register_buffer("key_mean", torch.zeros(d_text))
         if config.full_statistics:
             full = torch.promote_types(torch.get_default_dtype(), torch.float32)
             shapes = ((d_text,), (d_text, d_text), (), (d_text,), ())
@@ -114,6 +130,8 @@ class AlignConnector(Connector):
             init.zeros_(self.outer_norm_bias)
         if self.token_ids is not None:
             init.copy_(self.token_ids, torch.arange(len(self.token_ids)))
+        if self.key_mean is not None:
+            init.zeros_(self.key_mean)
         if self.config.full_statistics:
             for name in STATS_BUFFERS:
                 init.zeros_(getattr(self, name))
@@ -131,9 +149,7 @@ class AlignConnector(Connector):
 
         Raises:
             ValueError: missing or impossible token_ids.
-            ConfigError: the connector is folded.
         """
-        self._refuse_folded("initialised")
         head = lm_head[: self.vocab_size]
         if self.token_ids is not None:
             if token_ids is None or token_ids.shape != self.token_ids.shape:
@@ -144,6 +160,57 @@ class AlignConnector(Connector):
                     getattr(self, name).copy_(value)
             head = head[self.token_ids]
         self.w2.weight.copy_(head)
+
+    @torch.no_grad()
+    def init_keys(self) -> None:
+        """Start in closed form (``init: keys``), after :meth:`init_from_lm_head`: with W1, γ and β
+        from W2 alone, P_vocab of :meth:`features_of` is the distribution that was asked for; see
+        :mod:`alignvlm.connectors.keys`.
+
+        Takes 2·V·D² operations and an eigendecomposition of D x D.
+
+        Raises:
+            ConfigError: the config has another ``init``.
+        """
+        if self.key_mean is None:
+            raise ConfigError(f"the connector's init is {self.config.init!r}, not 'keys'")
+        stats = self._fixed_stats() or vocab_stats(self.w2.weight)
+        inverse = inverse_covariance(stats)
+        norms = key_norms(self.w2.weight, stats.mean, inverse)
+        self.key_mean.copy_(stats.mean)
+        self.w1.weight.copy_(inverse)
+        self.outer_norm_weight.fill_(self.config.gamma)
+        width = self.w2.in_features
+        self.outer_norm_bias.copy_(-BETA * self.config.gamma * norms.square() / width**0.5)
+
+    def features_of(
+        self,
+        ids: Int[Tensor, "n k"],
+        q: Float[Tensor, "n k"],
+        text_embedding: Float[Tensor, "vocab d_text"],
+    ) -> Float[Tensor, "n d_vision"]:
+        if self.key_mean is None:
+            return super().features_of(ids, q, text_embedding)
+        real = (ids >= 0) & (q > 0)
+        rows = self.row_of(torch.where(real, ids, ids[:, :1])).to(self.w2.weight.device)
+        # small systems of equations, which half precision cannot solve
+        full = torch.promote_types(self.key_mean.dtype, torch.float32)
+        real, q = real.to(rows.device), q.to(rows.device, full)
+        keys = self.w2.weight.detach()[rows].to(q.dtype) - self.key_mean
+        doubt = real.sum(-1) > 1
+        features = keys[:, 0]
+        if bool(doubt.any()):
+            inverse = self.w1.weight.detach().to(q.dtype)
+            weights = mixture_weights(
+                torch.einsum("nkd,de,nle->nkl", keys[doubt], inverse, keys[doubt]),
+                q[doubt],
+                self.outer_norm_bias.detach()[rows[doubt]].to(q.dtype),
+                self.outer_norm_weight.detach()[rows[doubt]].to(q.dtype),
+                real[doubt],
+            )
+            mixed = (weights[..., None] * keys[doubt]).sum(1)
+            features = features.index_copy(0, doubt.nonzero()[:, 0], mixed)
+        return features.to(self.w1.weight.dtype)
 
     def _checked_ids(self, token_ids: Tensor) -> Tensor:
         ids = torch.unique(token_ids.to(self.w2.weight.device, torch.int64))
@@ -163,9 +230,57 @@ class AlignConnector(Connector):
         text_embedding: Float[Tensor, "vocab d_text"],
     ) -> Float[Tensor, "tiles tokens d_text"]:
         self.check_grid(features)
-        output = self.mixture(self.hidden(features).flatten(1, 2), text_embedding).output
-        assert output is not None
-        return output
+        return self.read(features, text_embedding).tokens
+
+    def read(
+        self,
+        features: Float[Tensor, "tiles rows cols d_vision"],
+        text_embedding: Float[Tensor, "vocab d_text"] | None,
+        targets: Int[Tensor, "tiles tokens"] | None = None,
+        blank_id: int | None = None,
+    ) -> AlignTokens:
+        """Visual tokens, and what P_vocab says of the ids asked for. Equal features cost one row.
+
+        Args:
+            features: vision features.
+            text_embedding: the language model's table, or ``None``: no visual tokens are made.
+            targets: language-model id of each visual token, negative: none.
+            blank_id: the id whose log-probability is wanted for every visual token.
+
+        Raises:
+            ValueError: an id is not among the kept tokens.
+        """
+        shape = features.shape[0], features.shape[1] * features.shape[2]
+        flat = features.flatten(0, 2)
+        # which features are equal depends on the data, of which tracing and meta tensors have none
+        fixed = flat.is_meta or torch.compiler.is_compiling()
+        if fixed:
+            first = index = torch.arange(len(flat), device=flat.device)
+        elif targets is None:
+            first, index = distinct(flat)
+        else:
+            first, index = distinct_pairs(flat, targets.flatten())
+        shared = len(first) < len(flat)
+        rows = flat[first] if shared else flat
+        asked = torch.full((len(rows), 2), -1, device=flat.device)
+        if targets is not None:
+            asked[:, 0] = targets.flatten().to(flat.device)[first]
+        if blank_id is not None:
+            asked[:, 1] = blank_id
+        wanted = targets is not None or blank_id is not None
+        result = self.mixture(self.hidden(rows), text_embedding, asked if wanted else None)
+
+        def each(values: Tensor) -> Tensor:
+            return (values[index] if shared else values).view(*shape, *values.shape[1:])
+
+        log_p = None
+        if result.target_logits is not None:
+            log_p = each(result.target_logits - result.logsumexp[..., None])
+        return AlignTokens(
+            None if result.output is None else each(result.output),
+            log_p[..., 0] if log_p is not None and targets is not None else None,
+            log_p[..., 1] if log_p is not None and blank_id is not None else None,
+        )
 
     def mixture(
         self,
@@ -185,14 +300,13 @@ class AlignConnector(Connector):
             ValueError: a target is not among the kept tokens.
         """
         rows = None if targets is None else self.row_of(targets)
-        x, norm = self._op(hidden)
         return vocab_mixture(
-            x,
+            hidden,
             self.w2.weight,
             self._table(text_embedding),
             targets=rows,
             impl=self.config.impl,
-            **norm,
+            **self._norm(),
         )
 
     def row_of(self, ids: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
@@ -226,25 +340,18 @@ class AlignConnector(Connector):
             return text_embedding
         return text_embedding[: self.vocab_size]
 
-    def _op(self, hidden: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """The op's input and what it adds to W2: LayerNorm, or what folding left of it."""
-        if not self.folded:
-            return hidden, {
-                "norm_weight": self.outer_norm_weight,
-                "norm_bias": self.outer_norm_bias,
-                "normalize": self.config.outer_norm,
-                "eps": self.config.eps,
-                "stats": self._fixed_stats(),
-            }
-        covariance = self.stats_covariance
-        with full_precision(hidden):
-            x = hidden.to(covariance.dtype)
-            variance = ((x @ covariance) * x).sum(-1, keepdim=True).clamp_min(0)
-            x = x * torch.rsqrt(variance + self.config.eps)
-        return x.to(hidden.dtype), {"bias": self.outer_norm_bias, "normalize": False}
+    def _norm(self) -> dict[str, Any]:
+        """What the op adds to W2: the LayerNorm over the vocabulary."""
+        return {
+            "norm_weight": self.outer_norm_weight,
+            "norm_bias": self.outer_norm_bias,
+            "normalize": self.config.outer_norm,
+            "eps": self.config.eps,
+            "stats": self._fixed_stats(),
+        }
 
     def _fixed_stats(self) -> VocabStats | None:
-        if not (self.config.full_statistics or self.folded):
+        if not self.config.full_statistics:
             return None
         return VocabStats(*(getattr(self, name) for name in STATS_BUFFERS))
 
@@ -252,52 +359,6 @@ class AlignConnector(Connector):
         for name, value in zip(STATS_BUFFERS, stats, strict=True):
             # a copy each: saving refuses tensors that share storage
             self.register_buffer(name, value.to(self.w2.weight.device, copy=True))
-
-    @torch.no_grad()
-    def fold(self) -> None:
-        """Fold the LayerNorm over the vocabulary into W2, in place, for inference.
-
-        With w̄ and C the mean and covariance of W2's rows (see :mod:`alignvlm.ops.statistics`),
-        W' = γ∘(W2 − 1w̄ᵀ) and r = (xᵀCx + eps)^-½ the logits of Eq. 1 are W'(r x) + β: no mean, no
-        γ, and no statistics to compute. Exact up to rounding; in half precision W' is rounded once
-        more than W2 was, so there it costs accuracy. W2 is replaced: a folded connector can be
-        asked, inspected, pruned and cast, but neither trained nor saved.
-
-        Raises:
-            ConfigError: parameters still require a gradient, it is folded already, or it has no
-                LayerNorm over the vocabulary.
-        """
-        self._refuse_folded("folded")
-        if not self.config.outer_norm:
-            raise ConfigError("the connector has no LayerNorm over the vocabulary to fold")
-        training = [name for name, p in self.named_parameters() if p.requires_grad]
-        if training:
-            raise ConfigError(
-                f"cannot fold a connector that trains ({', '.join(training)}); freeze it first "
-                "with requires_grad_(False)"
-            )
-        weight = self.w2.weight
-        stats = self._fixed_stats() or vocab_stats(weight)
-        centred = (weight - stats.mean).mul_(self.outer_norm_weight[:, None])
-        self.w2.weight = nn.Parameter(centred.to(weight.dtype), requires_grad=False)
-        self.register_parameter("outer_norm_weight", None)
-        self._set_stats(stats)
-        self.folded = True
-
-    def _refuse_folded(self, what: str) -> None:
-        if self.folded:
-            raise ConfigError(
-                f"the connector is folded for inference and cannot be {what}; load the model again"
-            )
-
-    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        # W2 is gone, and a file of W' would be read as W2: better no file than a wrong one
-        self._refuse_folded("saved")
-        super()._save_to_state_dict(*args, **kwargs)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._refuse_folded("loaded into")
-        super()._load_from_state_dict(*args, **kwargs)
 
     @torch.no_grad()
     def prune(self, token_ids: Int[Tensor, "kept"]) -> None:
@@ -353,9 +414,11 @@ class AlignConnector(Connector):
         self, features: Float[Tensor, "*n d_vision"], k: int
     ) -> tuple[Float[Tensor, "*n k"], Int[Tensor, "*n k"]]:
         """Probabilities and language-model ids of the ``k`` most probable tokens, best first."""
-        rows, index = distinct(features)
+        flat = features.flatten(0, -2)
+        first, index = distinct(flat)
+        index = index.view(features.shape[:-1])
         probabilities, ids = [], []
-        for logits in self._blocks(self.hidden(rows)):
+        for logits in self._blocks(self.hidden(flat[first])):
             best = torch.softmax(logits, dim=-1).topk(min(k, self.w2.out_features), dim=-1)
             probabilities.append(best.values)
             ids.append(best.indices if self.token_ids is None else self.token_ids[best.indices])
@@ -373,17 +436,18 @@ class AlignConnector(Connector):
         return VocabTelemetry(entropy.mean().item(), entropy.exp().mean().item(), top.mean().item())
 
     def _entropy_and_top(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        rows, index = distinct(features)
+        flat = features.flatten(0, -2)
+        first, index = distinct(flat)
+        index = index.view(features.shape[:-1])
         entropy, top = [], []
-        for logits in self._blocks(self.hidden(rows)):
+        for logits in self._blocks(self.hidden(flat[first])):
             log_p = torch.log_softmax(logits, dim=-1)
             entropy.append(-(log_p.exp() * log_p).sum(-1))
             top.append(log_p.amax(-1).exp())
         return torch.cat(entropy)[index], torch.cat(top)[index]
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        x, norm = self._op(hidden)
-        return normalised_logits(x, self.w2.weight, **norm)
+        return normalised_logits(hidden, self.w2.weight, **self._norm())
 
     def _blocks(self, hidden: Tensor) -> Iterator[Tensor]:
         rows = max(1, DENSE_BYTES // (4 * self.w2.out_features))

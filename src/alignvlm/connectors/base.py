@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..config import ConnectorConfigBase
@@ -31,6 +31,24 @@ class Connector(nn.Module, ABC):
         Raises:
             ValueError: ``features`` is not a 4-D grid.
         """
+
+    def features_of(
+        self,
+        ids: Int[Tensor, "n k"],
+        q: Float[Tensor, "n k"],
+        text_embedding: Float[Tensor, "vocab d_text"],
+    ) -> Float[Tensor, "n d_vision"]:
+        """Features that say tokens, for an encoder that reads (:mod:`alignvlm.reader`).
+
+        Here the text embeddings' mean by ``q``; a connector whose weights tell which features make
+        it say a token gives those.
+
+        Args:
+            ids: candidates of each place, -1 where there are fewer than ``k``.
+            q: their probabilities, the largest first; gradients flow through them.
+        """
+        rows = text_embedding[ids.clamp_min(0).to(text_embedding.device)]
+        return (rows * q.to(rows)[..., None]).sum(1)
 
     def reset_parameters(self) -> None:
         """Initialise parameters that are not inside standard layers. Default: nothing to do."""

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..cells import MAX_SHIFT
 from ..config import AlignVLMConfig
 from ..errors import ConfigError
 from ..losses import IGNORE
-from ..tiling import Grid, fit_scale
+from ..reader.cells import MAX_SHIFT
+from ..tiling import Grid
 from .render import X_MIDDLE, Word
 from .unread import Box
 
@@ -156,7 +156,7 @@ def ground(
     Args:
         words: with boxes in px of the page image.
         tokenizer: the language model's (fast).
-        scale: from page px to scaled px, see :func:`alignvlm.tiling.fit_scale`.
+        scale: from page px to scaled px, see :meth:`AlignVLMConfig.page_scale`.
         blank_id: target of cells in which nothing starts.
     """
     targets = torch.full((cell_rows, cell_cols), blank_id)
@@ -190,7 +190,7 @@ def page_targets(
         unread: boxes of ink that no word explains; blank cells there are not scored.
     """
     rows, cols = _cells(config)
-    scale = fit_scale(*image_size, grid, config.tile_width, config.tile_height)
+    scale = config.page_scale(image_size, grid)
     assert config.blank_token_id is not None
     cell = config.tile_height / rows, config.tile_width / cols
     truth = ground(

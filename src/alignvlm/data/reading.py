@@ -16,7 +16,7 @@ from ..connectors import AlignConnector
 from ..errors import ConfigError
 from ..generation import AlignVLMForConditionalGeneration
 from ..processor import AlignVLMProcessor
-from ..tiling import Grid, fit_scale
+from ..tiling import Grid
 from . import chat
 from .ground import MAX_SHIFT, as_words, line_middles, tile_targets
 from .records import Record
@@ -189,7 +189,7 @@ def _heights(record: Record, grids: Tensor, config: AlignVLMConfig) -> Iterator[
             as_words(record.words[index]),
             (rows * layout[0], cols * layout[1]),
             (config.tile_height / layout[0], config.tile_width / layout[1]),
-            fit_scale(*size, grid, config.tile_width, config.tile_height),
+            config.page_scale(size, grid),
         )
         flat = tile_targets(heights, grid).flatten()
         # thumbnails are not scored, but have cells

@@ -21,7 +21,6 @@ from torch.nn import functional as F
 from ..analysis import PageReading
 from ..analysis.inspect import CellReading, page_features, read_features
 from ..analysis.vocabulary import most_used, prunable, pruned_to, vocabulary_mass
-from ..connectors.distinct import distinct
 from ..eval.noise import feature_noise
 from ..generation import AlignVLMForConditionalGeneration
 from ..processor import AlignVLMProcessor
@@ -169,11 +168,10 @@ def _read(
 ) -> Reading:
     """The encoder runs once: what the page says, and what the language model is given."""
     connector = prunable(model, 1)
-    grid, features = page_features(model, processor, image)
-    page = read_features(model, processor, image.size, grid, features, TOP_TOKENS)
-    rows, index = distinct(features.flatten(1, 2))
-    output = connector(rows[None, :, None], model.model.text_embedding())[0]
-    return Reading(page, output[index].flatten(0, 1).float())
+    encoded = page_features(model, processor, image)
+    page = read_features(model, processor, image.size, encoded, TOP_TOKENS)
+    output = connector(encoded.features, model.model.text_embedding())
+    return Reading(page, output.flatten(0, 1).float())
 
 
 def _changed(before: PageReading, after: PageReading) -> set[int]:

@@ -1,0 +1,1 @@
+"""How shipped models are made."""
