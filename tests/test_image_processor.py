@@ -243,3 +243,77 @@ def test_save_and_load(tmp_path, make_image):
 def test_to_rgb_leaves_rgb_alone(make_image):
     page = make_image(13, 7)
     assert np.array_equal(np.asarray(to_rgb(page)), np.asarray(page))
+
+
+# --- pages that keep their own pixels ------------------------------------------------------------
+
+
+@pytest.fixture
+def keeping():
+    return AlignVLMImageProcessor(size=TILE, max_tiles=6, enlarge=False)
+
+
+def canvas_of(output) -> np.ndarray:
+    """The one page of an output, its tiles laid side by side; uint8 HWC."""
+    ((rows, cols, _),) = output["image_grids"].tolist()
+    tiles = np.rint(pixels_of(output)).astype(np.uint8)
+    lines = [np.concatenate(list(tiles[r * cols : (r + 1) * cols]), 2) for r in range(rows)]
+    return np.concatenate(lines, 1).transpose(1, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("size", "grid"),
+    [
+        ((9, 9), [1, 1]),
+        ((28, 28), [1, 1]),
+        ((29, 28), [1, 2]),
+        ((70, 40), [2, 3]),
+        ((84, 56), [2, 3]),
+    ],
+    ids=str,
+)
+def test_a_page_that_is_not_enlarged_keeps_its_pixels(keeping, make_image, size, grid):
+    page = make_image(*size)
+    output = keeping(page)
+    assert output["image_grids"].tolist() == [[*grid, 0]]
+    canvas = canvas_of(output)
+    wide, high = size
+    assert np.array_equal(canvas[:high, :wide], np.asarray(page))
+    assert (canvas[high:] == 255).all()
+    assert (canvas[:, wide:] == 255).all()
+    assert canvas.shape == (28 * grid[0], 28 * grid[1], 3)
+
+
+def test_a_page_that_does_not_fit_is_scaled_down(keeping, make_image):
+    page = make_image(200, 100)
+    output = keeping(page)
+    # 2 x 3 tiles hold 84 x 42 px of it, 1 x 6 only 56 x 28
+    assert output["image_grids"].tolist() == [[2, 3, 0]]
+    canvas = canvas_of(output)
+    small = page.resize((84, 42), Image.Resampling.BICUBIC)
+    assert np.array_equal(canvas[:42], np.asarray(small))
+    assert (canvas[42:] == 255).all()
+
+
+def test_a_call_can_say_whether_to_enlarge(processor, keeping, make_image):
+    page = make_image(20, 14)
+    for one, other in ((processor, keeping), (keeping, processor)):
+        turned = one(page, enlarge=not one.enlarge)
+        assert np.array_equal(turned["pixel_values"], other(page)["pixel_values"])
+    small = canvas_of(keeping(page))
+    assert np.array_equal(small[:14, :20], np.asarray(page))
+    assert not np.array_equal(canvas_of(processor(page)), small)
+    grid, _ = processor.grid_for(84, 84, enlarge=False, max_tiles=9)
+    assert grid == (3, 3)
+
+
+def test_a_page_that_keeps_its_pixels_has_a_smaller_thumbnail(keeping, make_image):
+    output = keeping(make_image(56, 14), thumbnail=True)
+    assert output["image_grids"].tolist() == [[1, 2, 1]]
+    small = np.rint(pixels_of(output)[2])
+    assert (small[:, 7:] == 255).all()
+
+
+def test_enlarge_is_saved(keeping, tmp_path):
+    keeping.save_pretrained(tmp_path)
+    assert AutoImageProcessor.from_pretrained(tmp_path).enlarge is False

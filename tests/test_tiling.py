@@ -14,6 +14,7 @@ from alignvlm.tiling import (
     Grid,
     choose_grid,
     coverage,
+    covering_grid,
     cut,
     fit_scale,
     fit_size,
@@ -102,6 +103,70 @@ def test_bounds_are_checked():
             choose_grid(*sizes)
     with pytest.raises(ConfigError):
         choose_grid(5, 5, 8, 8, max_tiles=0)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "most", "grid"),
+    [
+        (160, 160, 9, (1, 1)),
+        (161, 160, 9, (1, 2)),
+        (1, 1, 1, (1, 1)),
+        (600, 990, 100, (7, 4)),
+        (600, 990, 28, (7, 4)),
+        (600, 990, 27, (6, 4)),  # 6 x 160 of 990 px
+        (160, 3200, 5, (5, 1)),
+        (3200, 160, 5, (1, 5)),
+        (320, 320, 3, (1, 1)),  # two tiles hold no more of it
+    ],
+)
+def test_covering_grid_of_known_pages(width, height, most, grid):
+    assert covering_grid(width, height, 160, 160, most) == grid
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(1, 4000), st.integers(1, 4000), st.integers(1, 300), st.integers(1, 300),
+    st.integers(1, 60),
+)  # fmt: skip
+def test_covering_grid_keeps_most_of_the_page(width, height, tile_width, tile_height, most):
+    tile = tile_width, tile_height
+    grid = covering_grid(width, height, *tile, most)
+    assert 1 <= grid.tiles <= most
+    size = fit_size(width, height, grid, *tile, enlarge=False)
+    whole = Grid(-(-height // tile_height), -(-width // tile_width))
+    if whole.tiles <= most:
+        assert grid == whole
+        assert size == (width, height)
+    every = [Grid(r, c) for r in range(1, most + 1) for c in range(1, most // r + 1)]
+    scales = {other: fit_scale(width, height, other, *tile, enlarge=False) for other in every}
+    best = max(scales.values())
+    # as large as any grid makes it, but for the rounding of its sides to whole px
+    exact = best * width, best * height
+    rounding = 1 + 0.5 * max(exact) / max(1, min(exact))
+    assert abs(size[0] - max(1, exact[0])) <= rounding
+    assert abs(size[1] - max(1, exact[1])) <= rounding
+    # and no row or column of tiles is empty
+    assert (grid.rows - 1) * tile_height < size[1] + 1
+    assert (grid.cols - 1) * tile_width < size[0] + 1
+
+
+def test_covering_grids_sizes_are_checked():
+    for sizes in [
+        (0, 5, 8, 8, 1),
+        (5, 0, 8, 8, 1),
+        (5, 5, 0, 8, 1),
+        (5, 5, 8, -1, 1),
+        (5, 5, 8, 8, 0),
+    ]:
+        with pytest.raises(ConfigError, match="must be positive"):
+            covering_grid(*sizes)
+
+
+def test_small_pages_keep_their_size_unless_enlarged():
+    assert fit_scale(40, 20, Grid(2, 3), 28, 28) == pytest.approx(2.1)
+    assert fit_scale(40, 20, Grid(2, 3), 28, 28, enlarge=False) == 1
+    assert fit_size(40, 20, Grid(2, 3), 28, 28, enlarge=False) == (40, 20)
+    assert fit_size(168, 28, Grid(2, 3), 28, 28, enlarge=False) == (84, 14)
 
 
 @given(grids, st.integers(1, 4), st.integers(1, 4))
