@@ -1,0 +1,167 @@
+"""Scores on validation splits: SROIE's fields from true rows, our reader's and RapidOCR's.
+
+    python -m training.smol.score --data ../shared/data --weights runs/smol/weights.safetensors
+
+Also what was kept of the language model: its loss on plain text and on its own answers. Readings
+come from :mod:`.readings` (``--kind sroie --split val``); a page is computed once for its fields.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from alignvlm.data.benchmarks import SROIESource
+from alignvlm.data.render import RenderSpec, render_page
+from alignvlm.eval.metrics import METRICS
+from alignvlm.hub import resolve
+from alignvlm.shipped import add_low_rank
+
+from . import wording
+from .excerpt import rows_of
+from .mix import HELD_OUT, TEXT_TOKENS
+from .pages import Prompts, Rows, embed, loss_of, plain
+from .readings import RUNS
+from .store import Readings
+from .train import TEXT
+
+Asked = list[tuple[str, tuple[str, ...]]]
+"""Questions as they are asked, and the accepted answers."""
+
+
+@torch.inference_mode()
+def answer(model: Any, prompts: Prompts, pages: list[Rows], questions: list[str]) -> list[str]:
+    """Greedy answers to questions about the same pages."""
+    ids, q = prompts.prefix(pages)
+    inputs = embed(ids, q, model.get_input_embeddings().weight)
+    prefix = model(inputs_embeds=inputs[None], use_cache=True, logits_to_keep=1).past_key_values
+    end = prompts.tokenizer.eos_token_id
+    texts = []
+    for question in questions:
+        cache, said = copy.deepcopy(prefix), []
+        new = torch.tensor([prompts.question(question)])
+        while len(said) < 96:
+            logits = model(new, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+            token = int(logits[0, -1].argmax())
+            if token == end:
+                break
+            said.append(token)
+            new = torch.tensor([[token]])
+        texts.append(prompts.tokenizer.decode(said))
+    return texts
+
+
+def receipts(data: Path, split: str, count: int) -> Iterator[tuple[str, list[str], Asked]]:
+    """Name, true rows, and questions of the first receipts of a split."""
+    source = SROIESource(data / "sroie", split)
+    groups: dict[str, list[int]] = {}
+    for index, row in enumerate(source.rows):
+        groups.setdefault(row.key, []).append(index)
+    for key, numbers in list(groups.items())[:count]:
+        words = source[numbers[0]].words
+        rows = [source.row(i) for i in numbers]
+        asked = [(wording.task("sroie", row.question), row.answers) for row in rows]
+        yield Path(key).stem, rows_of(words[0] if words else []), asked
+
+
+def rendered(count: int) -> Iterator[tuple[list[str], Asked]]:
+    """Forms and receipts that training cannot have drawn."""
+    rng = random.Random(990_001)
+    for number in range(count):
+        layout: Any = ("form", "receipt")[number % 2]
+        spec = RenderSpec(layout=layout, width=600, height=400, font_px=(22, 26))
+        page = render_page(spec, (1 << 32) + rng.randrange(1 << 31))
+        yield rows_of(page.words), [(fact.question, (fact.answer,)) for fact in page.facts[:4]]
+
+
+def kept(model: Any, prompts: Prompts, data: Path, runs: Path) -> dict[str, float]:
+    """Loss on plain text and on the model's own answers, in nats a token."""
+    lines = (data / "rendering/enwiki.txt").read_text("utf-8").splitlines()[-HELD_OUT:]
+    texts = [prompts.text(line[start : start + 1500], TEXT_TOKENS)
+             for line in lines for start in (2000, 9000)]  # fmt: skip
+    sequences = {"plain text": texts}
+    path = runs / "instructions-val.jsonl"
+    if path.is_file():
+        entries = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        sequences["own answers"] = [
+            prompts.sequence([], [(e["prompt"], e["answer"])]) for e in entries
+        ]
+    result = {}
+    for name, own in sequences.items():
+        with torch.inference_mode():
+            losses = torch.cat([loss_of(model, sequence)[0] for sequence in own])
+        result[name] = round(float(losses.mean()), 4)
+    return result
+
+
+def main() -> None:
+    """Score and print; appended to ``scores.jsonl``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, help="of export; without: the untouched model")
+    parser.add_argument("--out", type=Path, default=RUNS)
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--receipts", type=int, default=15)
+    parser.add_argument("--rendered", type=int, default=20, help="pages")
+    parser.add_argument("--from", dest="sources", nargs="*",
+                        default=["reader", "hard", "true"],
+                        choices=["reader", "hard", "true", "rapidocr"])  # fmt: skip
+    parser.add_argument("--show", action="store_true", help="wrong answers")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = resolve(TEXT)
+    prompts = Prompts(AutoTokenizer.from_pretrained(folder))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    if asked.weights:
+        add_low_rank(model.model, {k: v.float() for k, v in load_file(asked.weights).items()})
+    result: dict[str, Any] = {"weights": str(asked.weights)}
+    result |= kept(model, prompts, asked.data, asked.out)
+    print(result, flush=True)
+    folder = asked.out / "readings"
+    ours = Readings(folder / f"sroie-{asked.split}.jsonl")
+    rapid = Readings(folder / f"rapidocr-{asked.split}.jsonl")
+    found = list(receipts(asked.data, asked.split, asked.receipts))
+    for source in asked.sources:
+        verdicts = []
+        for name, rows, questions in found:
+            stored = {"reader": ours, "hard": ours, "rapidocr": rapid}.get(source)
+            pages: Any = [[plain(row) for row in rows]] if stored is None else stored.get(name)
+            if pages is None:
+                continue
+            if source == "hard":
+                pages = [[plain(row.text) for row in page] for page in pages]
+            said = answer(model, prompts, pages, [q for q, _ in questions])
+            for text, (question, gold) in zip(said, questions):
+                verdicts.append(METRICS["sroie_f1"].verdict(text, gold))
+                if asked.show and not verdicts[-1]["tp"]:
+                    print(source, name, question.split("\n")[0], repr(text), gold, flush=True)
+        score = round(METRICS["sroie_f1"].aggregate(verdicts), 4) if verdicts else None
+        result[f"sroie from {source}"] = [score, len(verdicts)]
+        print(source, score, f"{len(verdicts)} fields", flush=True)
+    verdicts, exact = [], 0
+    for rows, questions in rendered(asked.rendered):
+        said = answer(model, prompts, [[plain(row) for row in rows]], [q for q, _ in questions])
+        for text, (question, gold) in zip(said, questions):
+            verdicts.append(METRICS["anls"].verdict(text, gold))
+            exact += text == gold[0]
+            if asked.show and text != gold[0]:
+                print("rendered", question, repr(text), gold, flush=True)
+    if verdicts:
+        result["rendered anls"] = round(METRICS["anls"].aggregate(verdicts), 4)
+        result["rendered exact"] = round(exact / len(verdicts), 4)
+    with (asked.out / "scores.jsonl").open("a") as file:
+        file.write(json.dumps(result) + "\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
