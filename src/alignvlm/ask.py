@@ -184,6 +184,9 @@ def ask(
 ) -> Answer:
     """Ask one question about some page images; greedy unless ``generation`` says otherwise.
 
+    Where an encoder that reads found nothing on any page, the answer is empty: a language model
+    would make one up.
+
     Args:
         encoded: what :func:`encode_pages` gave for these pages, if they were encoded before.
 
@@ -192,6 +195,11 @@ def ask(
     """
     start = time.perf_counter()
     clock = _FirstToken()
+    if encoded is None and pages:
+        encoded = encode_pages(model, processor, pages)
+    if encoded is not None and encoded.pages and not any(map(len, encoded.pages)):
+        cells = sum(map(len, encoded.tokens))
+        return Answer("", cells, 0, 0, 0, 0.0, (time.perf_counter() - start) * 1000, 0.0)
     prompt = build_prompt(
         model, processor, pages, question, max_new_tokens=max_new_tokens, encoded=encoded
     )

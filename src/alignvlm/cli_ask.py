@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -96,6 +99,28 @@ class _Place(NamedTuple):
     page: int
 
 
+@contextmanager
+def _shown_progress(model: Any) -> Iterator[None]:
+    """A bar of the lines read, on a terminal's stderr."""
+    from tqdm import tqdm
+
+    vision = model.model.vision_model
+    if not (hasattr(vision, "progress") and sys.stderr.isatty()):
+        yield
+        return
+    with tqdm(desc="reading", unit="line", file=sys.stderr, leave=False) as bar:
+
+        def show(done: int, lines: int) -> None:
+            bar.total, bar.n = lines, done
+            bar.refresh()
+
+        vision.progress = show
+        try:
+            yield
+        finally:
+            vision.progress = None
+
+
 class _Asker:
     """A loaded model, what is asked, and how its answers are shown."""
 
@@ -122,7 +147,11 @@ class _Asker:
 
         images = [page.image for page in pages]
         places = [_Place(page.file, page.page) for page in pages]
-        encoded = encode_pages(self.model, self.processor, images)
+        with _shown_progress(self.model):
+            encoded = encode_pages(self.model, self.processor, images)
+        for place, read in zip(places, encoded.pages or []):
+            if not len(read):
+                typer.echo(f"note: nothing was read on {place.file} page {place.page}", err=True)
         answer = ask(
             self.model,
             self.processor,

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,7 +41,7 @@ eval_app = typer.Typer(cls=_Group, help="Score a model on benchmarks; compare an
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON line.")]
 
 
-class Kind(str, Enum):
+class Kind(StrEnum):
     """Who answers."""
 
     model = "model"

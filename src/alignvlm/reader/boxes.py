@@ -100,7 +100,8 @@ def find_boxes(probability: NDArray[np.float32], scale: tuple[float, float]) -> 
     # contours run through the middles of pixels
     growth = GROWTH * length * height / (2 * (length + height)) + 0.5
     boxes = Boxes(
-        np.stack([x + 0.5, y + 0.5], -1) * np.array(scale, np.float32),
+        # joining moved regions by half a pixel, to where pixels' middles are
+        np.stack([x, y], -1) * np.array(scale, np.float32),
         np.stack([length + 2 * growth, height + 2 * growth], -1) * np.float32(np.mean(scale)),
         angle,
     )

@@ -7,6 +7,7 @@ space in seven on dense print.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ OPTIONS = 4
 """Other characters that are kept for each position."""
 INK = 0.35
 """Share of a line's strongest contrast above which a column of pixels has ink."""
-SPACE_PX, SPACE_RATIO = 8.5, 2.6
+SPACE_PX, SPACE_RATIO = 12.0, 3.0
 """A gap is a space if it is that wide, px of the cut-out line, and that many times as wide as the
 line's usual gap."""
 
@@ -51,6 +52,8 @@ def decode(
     crops: Float[Tensor, "lines 3 48 width"],
     widths: NDArray[np.int64],
     space: int,
+    digits: Container[int] = (),
+    points: Container[int] = (),
 ) -> list[Decoded]:
     """Characters of some lines.
 
@@ -59,6 +62,8 @@ def decode(
         crops: the cut-out lines, for the gaps in their ink.
         widths: of each line within the batch, px.
         space: the alphabet's index of the space.
+        digits, points: indices of digits, and of the marks that stand between them in a number,
+            where the ink has a gap that is no space.
     """
     best, kind = posteriors.detach().max(-1)
     best, kind = best.float().cpu().numpy(), kind.cpu().numpy()
@@ -86,7 +91,7 @@ def decode(
             left,
             right,
         )
-        result.append(_with_gaps(read, line_ink, space))
+        result.append(_with_gaps(read, line_ink, space, digits, points))
     return result
 
 
@@ -137,7 +142,9 @@ def _edges(columns: NDArray, ink: NDArray) -> tuple[NDArray[np.float32], NDArray
     return left.astype(np.float32), right.astype(np.float32)
 
 
-def _with_gaps(read: Decoded, ink: NDArray, space: int) -> Decoded:
+def _with_gaps(
+    read: Decoded, ink: NDArray, space: int, digits: Container[int], points: Container[int]
+) -> Decoded:
     """Spaces put where the ink has a gap and none was read; none at the ends, none doubled."""
     kept = np.flatnonzero(_single_spaces(read.kind, space))
     kinds = read.kind[kept]
@@ -148,6 +155,9 @@ def _with_gaps(read: Decoded, ink: NDArray, space: int) -> Decoded:
         gaps[i] = _longest_gap(ink[int(middles[i]) : int(middles[i + 1]) + 1])
     usual = float(np.median(gaps[gaps > 0])) if (gaps > 0).any() else 0.0
     missing = gaps > max(SPACE_PX, SPACE_RATIO * usual)
+    for i in range(1, len(kinds) - 1):  # 19.77
+        if kinds[i] in points and kinds[i - 1] in digits and kinds[i + 1] in digits:
+            missing[i - 1 : i + 1] = False
     order, blanks = [], []
     for i, index in enumerate(kept):
         order.append(int(index))

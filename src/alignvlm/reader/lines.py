@@ -29,8 +29,8 @@ def assemble(lines: list[Line], alphabet: str) -> list[Row]:
     boxes = joined([line.box for line in lines])
     quarters = _page_turn(boxes)
     rows = []
-    for row in reading_order(_upright(boxes, quarters)):
-        # a line at another angle has no neighbours in its row
+    texts = ["".join(alphabet[k - 1] for k in line.read.kind) for line in lines]
+    for row in reading_order(_upright(boxes, quarters), texts):
         rows.append(_row([lines[i] for i in row], alphabet, quarters))
     return rows
 

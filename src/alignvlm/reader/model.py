@@ -78,6 +78,8 @@ class ReaderModel(PreTrainedModel):
         self.recogniser = PPOCRV6SmallRecForTextRecognition(config.recogniser_config)
         self.register_buffer("speller", torch.zeros(config.speller_bytes, dtype=torch.uint8))
         self.detector.requires_grad_(False)
+        self.progress: Callable[[int, int], None] | None = None
+        """Called while a page is read, with the lines read and their number; it may raise."""
         self._spell: Speller | None = None
         self._kept: tuple[int, ...] | None = None
         self.post_init()
@@ -178,7 +180,8 @@ class ReaderModel(PreTrainedModel):
         boxes = self.find_lines(page)
         if not len(boxes):
             return []
-        lines: list[Line] = Recogniser(self.recogniser, self.config.alphabet)(Page(page), boxes)
+        read = Recogniser(self.recogniser, self.config.alphabet, self.progress)
+        lines: list[Line] = read(Page(page), boxes)
         return assemble(lines, self.config.alphabet)
 
     @torch.no_grad()

@@ -7,9 +7,11 @@ reading counts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -52,11 +54,21 @@ class Recogniser:
     Args:
         network: posteriors ``[lines, columns, alphabet]`` of ``[lines, 3, 48, width]``.
         alphabet: its characters after CTC's blank.
+        progress: called after each batch with the lines read and their number. It may raise, to
+            end the work.
     """
 
-    def __init__(self, network: nn.Module, alphabet: str) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        alphabet: str,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
         self.network = network
+        self.progress = progress
         self.space = alphabet.index(" ") + 1
+        self.digits = frozenset(i for i, char in enumerate(alphabet, start=1) if char.isdigit())
+        self.points = frozenset(i for i, char in enumerate(alphabet, start=1) if char in ".,:")
 
     def __call__(self, page: Page, boxes: Boxes) -> list[Line]:
         """Each box's line, read the way up in which it makes most sense."""
@@ -100,13 +112,18 @@ class Recogniser:
     def read(self, page: Page, boxes: Boxes) -> list[Line]:
         """Each box's line, read as it lies."""
         lines: list[Line | None] = [None] * len(boxes)
-        width = widths(boxes)
+        width, done = widths(boxes), 0
         for index in batches(boxes):
             crops = page.cut(boxes.take(index)).to(next(self.network.parameters()).dtype)
+            # a tenth faster on a CPU
+            crops = crops.contiguous(memory_format=torch.channels_last)
             posteriors = self.network(crops).last_hidden_state
-            decoded = decode(posteriors, crops, width[index], self.space)
+            decoded = decode(posteriors, crops, width[index], self.space, self.digits, self.points)
             for i, read in zip(index, decoded, strict=True):
                 lines[i] = Line(boxes.take(slice(i, i + 1)), int(width[i]), read)
+            done += len(index)
+            if self.progress is not None:
+                self.progress(done, len(boxes))
         return [line for line in lines if line is not None]
 
 

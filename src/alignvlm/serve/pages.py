@@ -143,7 +143,7 @@ async def _fetch(client: httpx.AsyncClient, address: Address, left: int, limits:
     try:
         # httpx itself limits only the wait for the next byte
         return await asyncio.wait_for(_download(client, address, left, limits), FETCH_SECONDS)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         reason = f"it takes longer than {FETCH_SECONDS:g} s"
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
