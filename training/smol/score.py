@@ -87,7 +87,7 @@ def kept(model: Any, prompts: Prompts, data: Path, runs: Path) -> dict[str, floa
     """Loss on plain text and on the model's own answers, in nats a token."""
     lines = (data / "rendering/enwiki.txt").read_text("utf-8").splitlines()[-HELD_OUT:]
     texts = [prompts.text(line[start : start + 1500], TEXT_TOKENS)
-             for line in lines for start in (2000, 9000)]  # fmt: skip
+             for line in lines for start in (2000, 9000) if len(line) > start + 1500]  # fmt: skip
     sequences = {"plain text": texts}
     path = runs / "instructions-val.jsonl"
     if path.is_file():
