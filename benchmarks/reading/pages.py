@@ -57,7 +57,7 @@ def spread(items: Sequence[T], count: int | None) -> list[T]:
     return [items[number * len(items) // count] for number in range(count)]
 
 
-def _lines(words: Iterable[Word]) -> list[str]:
+def lines_of(words: Iterable[Word]) -> list[str]:
     return transcript(list(words)).split("\n")
 
 
@@ -72,7 +72,7 @@ def receipts(data: Path, count: int | None) -> Iterator[TruePage]:
         record = source[first[name]]
         assert record.words is not None
         image = open_image(str(record.images[0]))
-        yield TruePage(Path(name).stem, image, _lines(as_words(record.words[0])))
+        yield TruePage(Path(name).stem, image, lines_of(as_words(record.words[0])))
 
 
 def contracts(data: Path, count: int | None) -> Iterator[TruePage]:
@@ -87,7 +87,7 @@ def contracts(data: Path, count: int | None) -> Iterator[TruePage]:
         words = pdf_words(path, 0, dpi=DPI)
         if words:
             (image,) = load_pages(path, dpi=DPI, max_pages=1)
-            yield TruePage(path.stem, image, _lines(words))
+            yield TruePage(path.stem, image, lines_of(words))
 
 
 # --- drawn pages ---------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def drawn(kind: str, px: int, count: int) -> Iterator[TruePage]:
         else:
             size = {"width": WIDTH, "height": HEIGHT, "font_px": (px, px)}
             page = render_page(RenderSpec(layout=LAYOUTS[kind], **size), seed)  # type: ignore[arg-type]
-        yield TruePage(f"{kind}, {px} px, {seed}", page.image, _lines(page.words))
+        yield TruePage(f"{kind}, {px} px, {seed}", page.image, lines_of(page.words))
 
 
 def two_columns(px: int, seed: int) -> Page:
@@ -157,7 +157,7 @@ def a4(dpi: float, number: int = 0) -> TruePage:
     )
     seed = SEED + MOST * len(SIZES) * len(KINDS) + number
     page = render_page(spec, seed)
-    return TruePage(f"A4, {dpi:g} dpi, {seed}", page.image, _lines(page.words))
+    return TruePage(f"A4, {dpi:g} dpi, {seed}", page.image, lines_of(page.words))
 
 
 def black(side: int = 6000) -> TruePage:
