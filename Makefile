@@ -15,7 +15,6 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/alignvlm pull smol
 	$(BIN)/python examples/quickstart.py
 
 test: $(STAMP)

@@ -14,8 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from alignvlm.analysis import heat_map, read_page
-from alignvlm.ask import ask, load_model
-from alignvlm.shipped import build
+from alignvlm.ask import ask, encode_pages, load_model
 
 PAGES = Path(__file__).parent / "pages"
 
@@ -26,16 +25,17 @@ def main() -> None:
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
 
-    model, processor = load_model(build("smol"))
+    model, processor = load_model("smol")  # put together on the first use
     for entry in json.loads((PAGES / "questions.json").read_text("utf-8")):
         page = Image.open(PAGES / entry["page"]).convert("RGB")
-        reading = read_page(model, processor, page)
+        encoded = encode_pages(model, processor, [page])  # once, whatever is asked
+        reading = read_page(model, processor, page, encoded=encoded)
         heat_map(page, reading).save(out / f"{Path(entry['page']).stem}-heatmap.png")
         print(f"\n{entry['page']}: what ALIGN reads")
         for line in reading.text(processor.tokenizer).splitlines():
             print("  | " + line)
         for question in entry["questions"]:
-            answer = ask(model, processor, [page], question, max_new_tokens=24)
+            answer = ask(model, processor, [page], question, max_new_tokens=24, encoded=encoded)
             print(f"Q: {question}\nA: {answer.text}")
             print(
                 f"   {answer.visual_tokens} visual tokens, {answer.kept_visual_tokens} not blank; "
