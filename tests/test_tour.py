@@ -22,7 +22,7 @@ def test_the_snippets_of_the_tour_run_in_order(monkeypatch: pytest.MonkeyPatch) 
     session: dict[str, Any] = {}
     for number, block in enumerate(blocks):
         exec(compile(block, f"docs/tour.md, block {number}", "exec"), session)
-    assert session["features"].shape == (9, 6, 25, 512)
+    assert session["features"].shape == (8, 8, 16, 576)
     assert session["ask"](
         session["model"], session["processor"], [session["page"]], "Give the total."
     ).text == "3.48"  # fmt: skip
