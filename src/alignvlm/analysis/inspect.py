@@ -213,8 +213,8 @@ def heat_map(image: Image.Image, reading: PageReading, *, zoom: float | None = N
         zoom: enlargement of the page; default: cells at least 44 px wide, where the picture stays
             below 4,000 px.
     """
-    first = reading.cells[0].box
-    cell_width, cell_height = first[2] - first[0], first[3] - first[1]
+    boxes = np.array([cell.box for cell in reading.cells])
+    cell_width, cell_height = np.median(boxes[:, 2:] - boxes[:, :2], axis=0).tolist()
     if zoom is None:
         zoom = min(max(1.0, 44 / cell_width), max(1.0, 4000 / max(image.size)))
     size = (round(image.width * zoom), round(image.height * zoom))
@@ -230,8 +230,11 @@ def heat_map(image: Image.Image, reading: PageReading, *, zoom: float | None = N
             continue  # padding beyond the page
         blank = sum(p for _, i, p in cell.tokens if i == reading.blank_id)
         strength = 1 - blank if index == reading.blank_id else max(probability, 1 - blank)
+        alpha = int(110 * strength)
+        if not alpha:
+            continue  # a blank cell must not wipe out the box of a token that reaches over it
         red, green, blue = colours[int(np.clip(strength, 0, 1) * 255)]
-        draw.rectangle(box, fill=(red, green, blue, int(110 * strength)))
+        draw.rectangle(box, fill=(red, green, blue, alpha))
         if index != reading.blank_id:
             draw.text(
                 (box[0] + 1, box[1] + 1), text.strip() or "·", font=font, fill=(0, 0, 120, 255)

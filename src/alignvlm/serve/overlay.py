@@ -197,11 +197,12 @@ def payload(comparison: Comparison, tokenizer: Any) -> dict[str, Any]:
     if comparison.noisy is not None:
         name = f"Noise σ = {comparison.sigma:g}"
         sides.append(_side(name, comparison.noisy.page, comparison, changed, tokenizer, True))
-    first = comparison.whole.page.cells[0].box
+    # a token that was read has a box of its own
+    sizes = sorted((c.box[2] - c.box[0], c.box[3] - c.box[1]) for c in comparison.whole.page.cells)
     return {
         "image": _data_url(comparison.image),
         "size": comparison.image.size,
-        "cell": [first[2] - first[0], first[3] - first[1]],
+        "cell": list(sizes[len(sizes) // 2]),
         "sides": sides,
         "facts": _facts(comparison),
     }
