@@ -19,6 +19,7 @@ from PIL import Image
 
 from alignvlm import cli
 from alignvlm.data.render import RenderSpec, render_page
+from alignvlm.errors import ConfigError
 
 PAGE = {
     "layout": "text", "width": 112, "height": 28, "font_px": [20, 20], "fonts": ["DejaVuSans"],
@@ -431,6 +432,7 @@ ask MODEL FILE... QUESTION --boxes --dpi --each --json --max-new-tokens --max-pa
 batch MODEL INPUT --actors --address --batch-size --dpi --json --max-new-tokens
     --no-repetition-guard --no-retry-errors --num-gpus --out --question --repetition-guard
     --retry-errors
+compose --connector --json --no-overwrite --out --overwrite --set --text --vision
 convert MODEL --connector --dry-run --json --no-dry-run --out --set --vocab-size
 data from-pdf FOLDER --dpi --json --max-pages --min-words --out --pages
 data from-scans FOLDER --confidence --dpi --json --max-pages --min-words --out --pages
@@ -483,3 +485,17 @@ def test_the_command_line_is_frozen():
         lines(typer.main.get_command(cli.app))
         == COMMAND_LINE.replace("\n    ", " ").strip().splitlines()
     )
+
+
+def test_compose_puts_a_model_together(tiny_lm_dir, tmp_path, capsys):
+    out = tmp_path / "model"
+    run = ["compose", "--text", str(tiny_lm_dir), "--out", str(out), "--json"]
+    cli.app(run, standalone_mode=False)
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert said["connector"]["init"] == "keys" and said["vision"] == "reader"
+    assert (out / "model.safetensors").is_file() and (out / "chat_template.jinja").is_file()
+    assert not list(tmp_path.glob("*.partial"))
+    with pytest.raises(ConfigError, match="exists: give another folder, or --overwrite"):
+        cli.app(run, standalone_mode=False)
+    cli.app([*run, "--overwrite", "--set", "gamma=4"], standalone_mode=False)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["connector"]["gamma"] == 4

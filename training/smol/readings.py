@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,18 @@ def read(model: ReaderModel, image: Image.Image) -> list[dict]:
     return [{**pack(r.characters), "boxes": [[round(v) for v in r.box]]} for r in rows]
 
 
+def rapidocr_reader() -> Callable[[Image.Image], list[dict]]:
+    """The rival: RapidOCR's pieces joined to rows, without any doubt."""
+    from benchmarks.reading.readers import RapidOcr
+
+    rival = RapidOcr(1, "smollm2")
+
+    def rows(image: Image.Image) -> list[dict]:
+        return [{"text": line, "options": {}, "boxes": []} for line in rival.rows(image).lines]
+
+    return rows
+
+
 def main() -> None:
     """Read what is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -54,16 +67,22 @@ def main() -> None:
     parser.add_argument("--split", default="train")
     parser.add_argument("--limit", type=int, help="documents at most")
     parser.add_argument("--pages", type=int, default=3, help="of each PDF, at 144 dpi")
-    parser.add_argument("--reader", default="models/reader")
+    parser.add_argument("--reader", default="models/reader", help="or rapidocr")
     parser.add_argument("--out", type=Path, default=RUNS)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    target = asked.out / "readings" / f"{asked.kind}-{asked.split}.jsonl"
+    rival = asked.reader == "rapidocr"
+    name = f"rapidocr-{asked.split}" if rival else f"{asked.kind}-{asked.split}"
+    target = asked.out / "readings" / f"{name}.jsonl"
     target.parent.mkdir(parents=True, exist_ok=True)
     done = set()
     if target.is_file():
         done = {json.loads(line)["id"] for line in target.open(encoding="utf-8")}
-    model = ReaderModel.from_pretrained(asked.reader, dtype=torch.float32).eval()
+    if rival:
+        rows_of = rapidocr_reader()
+    else:
+        model = ReaderModel.from_pretrained(asked.reader, dtype=torch.float32).eval()
+        rows_of = partial(read, model)
     chosen = list(documents(asked.data, asked.kind, asked.split))[: asked.limit]
     with target.open("a", encoding="utf-8") as file:
         for name, path in chosen:
@@ -75,7 +94,7 @@ def main() -> None:
                 print(f"left out: {error}", flush=True)
                 continue
             lines = [
-                json.dumps({"id": name, "page": n, "rows": read(model, i)}, ensure_ascii=False)
+                json.dumps({"id": name, "page": n, "rows": rows_of(i)}, ensure_ascii=False)
                 for n, i in enumerate(images)
             ]
             file.write("\n".join(lines) + "\n")

@@ -82,7 +82,7 @@ def decode(
         here = slice(start, start + len(columns))
         start = here.stop
         line_ink = ink[number, : widths[number]]
-        left, right = _edges(columns, line_ink)
+        left, right = _edges(columns, line_ink, kind[number, columns] == space)
         read = Decoded(
             kind[number, columns],
             options[here],
@@ -111,11 +111,12 @@ def _options(picked: Tensor, kinds: NDArray) -> tuple[Tensor, NDArray[np.int64]]
     if not len(kinds):
         return picked.new_zeros(0, OPTIONS), np.zeros((0, OPTIONS), np.int64)
     own = torch.from_numpy(kinds).to(picked.device)[:, None]
-    others = picked.detach().scatter(1, own, -1.0)
-    others[:, 0] = -1.0
-    options = others.topk(OPTIONS, dim=1).indices
-    log = picked.clamp_min(1e-9).log()
-    return log.gather(1, options) - log.gather(1, own), options.cpu().numpy()
+    # the best two may be the character itself and the blank; what remains keeps its order
+    best = picked.detach().topk(OPTIONS + 2, dim=1).indices
+    refused = (best == own) | (best == 0)
+    options = best.gather(1, refused.long().argsort(dim=1, stable=True))[:, :OPTIONS]
+    ratio = picked.gather(1, options).clamp_min(1e-9) / picked.gather(1, own).clamp_min(1e-9)
+    return ratio.log(), options.cpu().numpy()
 
 
 def _ink(crops: Tensor) -> NDArray[np.bool_]:
@@ -126,8 +127,14 @@ def _ink(crops: Tensor) -> NDArray[np.bool_]:
     return contrast > INK * np.maximum(strong, 0.05)
 
 
-def _edges(columns: NDArray, ink: NDArray) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Left and right edges of characters: between neighbours, drawn in to the ink."""
+def _edges(
+    columns: NDArray, ink: NDArray, blank: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Left and right edges of characters: between neighbours, drawn in to the ink.
+
+    At the line's start and after a space (``blank``) a character begins where its ink does: a wide
+    letter is read right of its middle, and would lose its first stroke to the space.
+    """
     if not len(columns):
         return np.zeros(0, np.float32), np.zeros(0, np.float32)
     middle = (columns + 0.5) * STEP
@@ -139,6 +146,10 @@ def _edges(columns: NDArray, ink: NDArray) -> tuple[NDArray[np.float32], NDArray
         own = np.flatnonzero(ink[int(left[i]) : max(int(right[i]), int(left[i]) + 1)])
         if len(own):
             left[i], right[i] = int(left[i]) + own[0], int(left[i]) + own[-1] + 1
+        if not blank[i] and (i == 0 or blank[i - 1]):
+            least = 0 if i == 0 else int(middle[i - 1])
+            while left[i] > least and ink[int(left[i]) - 1]:
+                left[i] -= 1
     return left.astype(np.float32), right.astype(np.float32)
 
 
