@@ -148,6 +148,16 @@ def test_touching_letters_meet_in_the_middle():
     np.testing.assert_array_equal(decoded.right, [20, 36, 52])
 
 
+def test_a_wide_letter_after_a_space_keeps_its_first_stroke():
+    crop = blots(88, (4, 12), (26, 60), (66, 80))
+    decoded = read(*"_a_ __b__c_", crop=crop)  # b is read at 52, the space at 28
+    assert text(decoded) == "a bc"
+    np.testing.assert_array_equal(decoded.left, [4, 12, 28, 66])
+    np.testing.assert_array_equal(decoded.right, [12, 28, 60, 80])
+    decoded = read(*"____b__c_", crop=blots(72, (2, 44), (50, 64)))
+    np.testing.assert_array_equal(decoded.left, [2, 50])
+
+
 def test_edges_without_ink_stay_in_the_line():
     decoded = read(*"a_b")
     assert (decoded.left >= 0).all()

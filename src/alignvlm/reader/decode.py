@@ -150,6 +150,8 @@ def _edges(
             least = 0 if i == 0 else int(middle[i - 1])
             while left[i] > least and ink[int(left[i]) - 1]:
                 left[i] -= 1
+    inner = np.flatnonzero(blank[1:-1]) + 1
+    left[inner], right[inner] = right[inner - 1], np.maximum(left[inner + 1], right[inner - 1])
     return left.astype(np.float32), right.astype(np.float32)
 
 

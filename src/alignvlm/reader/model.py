@@ -41,6 +41,9 @@ from .spelling import Spelled, Speller
 
 FeatureOf = Callable[[Tensor, Tensor], Tensor]
 """Features ``[n, d]`` of candidate ids ``[n, k]`` with probabilities ``[n, k]``."""
+SIDE, MIDDLE = 0.04, 0.07
+"""Where a character begins left of its ink, and by how much the middle of small letters lies below
+that of a line's box; shares of the height of its letters."""
 LEAST_CONTRAST = 0.1
 """A page whose darkest and lightest pixels differ by less, of 2, is blank."""
 
@@ -80,6 +83,9 @@ class ReaderModel(PreTrainedModel):
         self.detector.requires_grad_(False)
         self.progress: Callable[[int, int], None] | None = None
         """Called while a page is read, with the lines read and their number; it may raise."""
+        self.least = 1e-3
+        """Other spellings that weigh less, relative to the most probable one, are dropped. Lower it
+        to train: a loss on P_vocab moves probability among the candidates of a place alone."""
         self._spell: Speller | None = None
         self._kept: tuple[int, ...] | None = None
         self.post_init()
@@ -166,7 +172,7 @@ class ReaderModel(PreTrainedModel):
             ConfigError: no language model is known yet.
         """
         rows = self.read_page(page)
-        spelled = self.spelling.spell([row.characters for row in rows])
+        spelled = self.spelling.spell([row.characters for row in rows], least=self.least)
         high, wide = self.config.patch_size
         return _tokens(rows, spelled, (high, wide), (page.shape[1] // high, page.shape[2] // wide))
 
@@ -208,7 +214,9 @@ def _tokens(
             first = int(visible.argmax()) if visible.any() else 0
             shown = own[visible] if visible.any() else own
             boxes.append((*shown[:, :2].min(0), *shown[:, 2:].max(0)))
-            starts.append((own[first, 0], (own[first, 1] + own[first, 3]) / 2))
+            left, top, _, bottom = own[first]
+            high = 0.0 if row.turned else bottom - top
+            starts.append((left - SIDE * high, (top + bottom) / 2 + MIDDLE * high))
             numbers.append(number)
     width = max((tokens.ids.shape[1] for tokens in spelled), default=1)
     pads = [width - tokens.ids.shape[1] for tokens in spelled]
