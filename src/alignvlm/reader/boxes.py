@@ -128,10 +128,14 @@ def _common_slant(rectangles: list[Rectangle]) -> float:
     long = sides[:, 0] >= SLANT_ASPECT * sides[:, 1]
     if not long.any():
         return 0.0
-    lengths, slants = sides[long, 0], sides[long, 2]
-    order = np.argsort(slants)
-    half = np.searchsorted(np.cumsum(lengths[order]), lengths.sum() / 2)
-    return float(slants[order[min(half, len(order) - 1)]])
+    return weighted_median(sides[long, 2], sides[long, 0])
+
+
+def weighted_median(values: NDArray, weights: NDArray) -> float:
+    """The value at which half of the weight is reached."""
+    order = np.argsort(values)
+    half = np.searchsorted(np.cumsum(weights[order]), weights.sum() / 2)
+    return float(values[order[min(half, len(order) - 1)]])
 
 
 def _around(points: NDArray[np.float32], slant: float) -> Rectangle:

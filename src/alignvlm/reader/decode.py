@@ -1,8 +1,7 @@
 """From a recogniser's posteriors to the characters of a line, each with its place and its doubt.
 
 Greedy CTC (Graves et al., 2006): of neighbouring columns that agree the surest one speaks. Spaces
-come from two witnesses: the recogniser's own space, and gaps in the ink, because it misses one
-space in seven on dense print.
+come from two witnesses: the recogniser's own space, and wide gaps in the ink where it read none.
 """
 
 from __future__ import annotations

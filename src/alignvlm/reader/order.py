@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .boxes import Boxes
+from .boxes import Boxes, weighted_median
 
 OVERLAP = 0.5
 """Pieces whose middles are nearer than this share of the lower one's height stand in one row."""
@@ -66,10 +66,7 @@ def page_slant(boxes: Boxes) -> float:
     level = np.abs(boxes.angle) < np.pi / 6
     if not level.any():
         return 0.0
-    angle, length = boxes.angle[level], boxes.size[level, 0]
-    order = np.argsort(angle)
-    half = np.searchsorted(np.cumsum(length[order]), length.sum() / 2)
-    return float(angle[order[min(half, len(order) - 1)]])
+    return weighted_median(boxes.angle[level], boxes.size[level, 0])
 
 
 def _rows(pieces: NDArray, block: NDArray) -> list[list[int]]:
