@@ -13,7 +13,7 @@ from alignvlm.config import AlignConfig
 from alignvlm.convert import HOSTS, convert, describe, tokens_per_tile
 from alignvlm.errors import AlignVLMError, ConfigError
 from alignvlm.hosts import text_rows
-from convert_hosts import IMAGE, KINDS, D, V, connector_of, image_tokens, inputs_for, make_host
+from tests.convert_hosts import IMAGE, KINDS, D, V, connector_of, image_tokens, inputs_for, make_host
 
 
 @pytest.fixture(params=KINDS)

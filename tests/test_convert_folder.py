@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from alignvlm import cli_convert
 from alignvlm.convert import convert, convert_folder
 from alignvlm.errors import ConfigError
-from convert_hosts import IMAGE, connector_of, make_host
+from tests.convert_hosts import IMAGE, connector_of, make_host
 
 
 def test_loads_after_importing_the_package_alone_and_not_without(tmp_path) -> None:

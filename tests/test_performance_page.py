@@ -8,7 +8,7 @@ import pytest
 from benchmarks import connectors, end_to_end, plots, vocab_mixture
 from benchmarks import measure as m
 
-from pictures import differences, texts
+from tests.pictures import differences, texts
 
 PROGRAMS = {
     "vocab_mixture": (vocab_mixture, "impl", ("matmul", "chunked", "naive"), ("forward", "both")),

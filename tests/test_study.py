@@ -20,7 +20,7 @@ from alignvlm.data.render import render_page
 from alignvlm.data.sources import draw
 from alignvlm.errors import ConfigError
 from alignvlm.train import load_recipe
-from pictures import differences, texts
+from tests.pictures import differences, texts
 
 # ------------------------------------------------------------------------------- reusable analyses
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from test_benchmarks import LABELS, LAYOUTS, put
+from tests.data.test_benchmarks import LABELS, LAYOUTS, put
 
 from alignvlm.data.benchmarks import BENCHMARKS, WTQSource
 from alignvlm.errors import DataError

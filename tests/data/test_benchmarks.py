@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from test_documents import make_pdf, text_at
+from tests.data.test_documents import make_pdf, text_at
 
 from alignvlm.data.benchmarks import (
     BENCHMARKS,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_documents import make_pdf, text_at
+from tests.data.test_documents import make_pdf, text_at
 
 from alignvlm.data import from_pdf as module
 from alignvlm.data.documents import load_pages, pdf_words

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
-from test_documents import make_pdf, text_at
+from tests.data.test_documents import make_pdf, text_at
 
 from alignvlm.data.from_pdf import from_pdf
 from alignvlm.data.from_scans import from_scans, scan, tighten

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_documents import text_at
+from tests.data.test_documents import text_at
 
 from alignvlm.data.documents import load_pages, pdf_words
 from alignvlm.data.from_pdf import from_pdf

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
-from test_documents import make_pdf, text_at
+from tests.data.test_documents import make_pdf, text_at
 
 from alignvlm.data import chat
 from alignvlm.data.from_pdf import from_pdf

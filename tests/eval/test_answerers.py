@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
-from little_task import LittleTask
+from tests.eval.little_task import LittleTask
 
 from alignvlm.analysis.vocabulary import pruned_to, top_vocabulary
 from alignvlm.ask import ask

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from little_task import Echo, LittleTask
+from tests.eval.little_task import Echo, LittleTask
 
 from alignvlm.errors import DataError
 from alignvlm.eval.answerers import Reply

@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 
 import pytest
-from little_task import LittleTask
+from tests.eval.little_task import LittleTask
 from PIL import Image
 
 from alignvlm.data.render import RenderSpec, render_page

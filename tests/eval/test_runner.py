@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from filelock import FileLock
-from little_task import Echo, LittleTask
+from tests.eval.little_task import Echo, LittleTask
 from PIL import Image
 
 from alignvlm.errors import ConfigError, DataError
@@ -108,7 +108,7 @@ SCRIPT = """
 import os, signal, sys
 here, model, out, log, die = sys.argv[1:]
 sys.path.insert(0, here)
-from little_task import LittleTask
+from tests.eval.little_task import LittleTask
 from alignvlm.ask import load_model
 from alignvlm.eval.answerers import ModelAnswerer
 from alignvlm.eval.runner import evaluate

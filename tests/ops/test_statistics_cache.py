@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mixture_cases import assert_same, call, case, in_dtype, leaves, values_and_gradients
+from tests.ops.mixture_cases import assert_same, call, case, in_dtype, leaves, values_and_gradients
 from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mixture_cases import NAMES, assert_same, call, case, leaves, values_and_gradients
+from tests.ops.mixture_cases import NAMES, assert_same, call, case, leaves, values_and_gradients
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mixture_cases import (
+from tests.ops.mixture_cases import (
     NAMES,
     assert_at_most_twice_naive,
     call,

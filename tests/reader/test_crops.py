@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_boxes import boxes
+from tests.reader.test_boxes import boxes
 from torch import Tensor
 
 from alignvlm.reader.boxes import Boxes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_boxes import boxes
+from tests.reader.test_boxes import boxes
 
 from alignvlm.reader.boxes import Boxes
 from alignvlm.reader.decode import Decoded

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_boxes import boxes
+from tests.reader.test_boxes import boxes
 from torch import Tensor, nn
 from transformers.models.pp_ocrv6_small_det import PPOCRV6SmallDetConfig
 from transformers.models.pp_ocrv6_small_rec import PPOCRV6SmallRecConfig

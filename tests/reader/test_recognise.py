@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_boxes import boxes
+from tests.reader.test_boxes import boxes
 from torch import Tensor, nn
 
 from alignvlm.reader.boxes import Boxes

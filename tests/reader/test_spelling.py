@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
-from tokenizer_kinds import EXACT, LOSSY, SENTENCES, tokenizer_json, tokenizer_of
+from tests.reader.tokenizer_kinds import EXACT, LOSSY, SENTENCES, tokenizer_json, tokenizer_of
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 

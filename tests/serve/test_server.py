@@ -12,7 +12,7 @@ from typing import Any
 import openai
 import pytest
 import torch
-from server_thread import CHAT, Running, serving, user_message
+from tests.serve.server_thread import CHAT, Running, serving, user_message
 
 from alignvlm.ask import ask
 from alignvlm.errors import ConfigError

@@ -16,7 +16,7 @@ from typing import Any
 
 import openai
 import pytest
-from server_thread import CHAT, Running, data_url, serving
+from tests.serve.server_thread import CHAT, Running, data_url, serving
 
 from alignvlm.serve import pages
 from alignvlm.serve.limits import Limits

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from server_thread import CHAT, Running, serving, user_message
+from tests.serve.server_thread import CHAT, Running, serving, user_message
 
 from alignvlm.serve.limits import Limits
 

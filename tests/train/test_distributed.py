@@ -17,7 +17,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from checkpoints import wait_for_checkpoint
+from tests.train.checkpoints import wait_for_checkpoint
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from checkpoints import wait_for_checkpoint
+from tests.train.checkpoints import wait_for_checkpoint
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
