@@ -34,7 +34,7 @@ test-zero3: $(STAMP)
 # the oldest supported transformers, in an environment of its own
 OLDEST := .venv-oldest
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest tests/connectors tests/ops tests/test_*.py
+	$(OLDEST)/bin/python -m pytest tests/connectors tests/ops tests/model tests/processing tests/reader tests/compose tests/inference
 
 $(OLDEST)/.installed: pyproject.toml constraints.txt
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
@@ -63,14 +63,14 @@ benchmarks: $(STAMP)
 # the connector study (docs/adr/0008); the same command goes on after an interruption
 SCALE ?= 0.5
 study: $(STAMP)
-	$(BIN)/python -m benchmarks.study --scale $(SCALE) --jobs 2 --out runs/study
-	$(BIN)/python -m benchmarks.study report
+	$(BIN)/python -m studies.connectors --scale $(SCALE) --jobs 2 --out runs/study
+	$(BIN)/python -m studies.connectors report
 
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest -q tests/test_dependencies.py
+	$(BIN)/python -m pytest -q tests/house
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # the documentation as a web site, on 127.0.0.1:8000

@@ -112,10 +112,10 @@ def model_inputs(
     Raises:
         AlignVLMError: no such model, or its connector is not ALIGN.
     """
-    from alignvlm.compose import load_pretrained
-    from alignvlm.data.render import RenderSpec, render_page
+    from alignvlm.compose.assemble import load_pretrained
+    from alignvlm.data.synthetic.render import RenderSpec, render_page
     from alignvlm.errors import ConfigError
-    from alignvlm.hub import resolve
+    from alignvlm.weights.resolve import resolve
 
     model, processor = load_pretrained(resolve(folder), torch.float32)
     model.eval()

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignvlm.config import CONNECTOR_TYPES, connector_config
 from alignvlm.connectors import Connector, build_connector
+from alignvlm.connectors.configs import CONNECTOR_TYPES, connector_config
 
 from . import measure as m
 

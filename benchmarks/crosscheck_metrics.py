@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from alignvlm.eval import metrics
 from alignvlm.eval.metrics.captions import caption_tokens, cider_verdicts
-from alignvlm.eval.metrics.vcr import vcr_verdict
+from alignvlm.eval.metrics.vcr_overlap import vcr_verdict
 from alignvlm.eval.metrics.vqa import textvqa_normalize, vqa_normalize
 from benchmarks.reference_scorers import READERS, Scorer, anls_star
 

@@ -21,10 +21,10 @@ from PIL import Image
 from transformers import LlamaConfig, SiglipVisionConfig
 
 from alignvlm import AlignVLMConfig, AlignVLMForConditionalGeneration
-from alignvlm.config import connector_config
 from alignvlm.connectors import AlignConnector, build_connector
+from alignvlm.connectors.configs import connector_config
 from alignvlm.errors import ConfigError
-from alignvlm.image_processor import AlignVLMImageProcessor
+from alignvlm.processing.image_processor import AlignVLMImageProcessor
 
 from . import measure as m
 
@@ -158,9 +158,9 @@ class Workload:
         return AlignVLMForConditionalGeneration(config)
 
     def _trained(self, request: dict[str, Any]) -> AlignVLMForConditionalGeneration:
-        from alignvlm.compose import load_pretrained
-        from alignvlm.data.render import RenderSpec, render_page
-        from alignvlm.hub import resolve
+        from alignvlm.compose.assemble import load_pretrained
+        from alignvlm.data.synthetic.render import RenderSpec, render_page
+        from alignvlm.weights.resolve import resolve
 
         model, processor = load_pretrained(resolve(request["model"]), torch.float32)
         model.eval()

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from alignvlm.analysis import read_page
-from alignvlm.ask import ask, load_model
-from alignvlm.data.documents import load_pages
 from alignvlm.data.sources import TRANSCRIBE_QUESTION
+from alignvlm.documents.opening import load_pages
 from alignvlm.errors import DataError
 from alignvlm.finetune import finetune, merge_adapter, settings_from
+from alignvlm.inference.ask import ask, load_model
+from alignvlm.inference.inspect import read_page
 
 
 def first_page(folder: Path) -> Image.Image:

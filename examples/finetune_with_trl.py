@@ -16,13 +16,13 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
-from alignvlm.compose import load_pretrained
-from alignvlm.data import chat
+from alignvlm.compose.assemble import load_pretrained
+from alignvlm.data import encode
 from alignvlm.data.collate import Collator
 from alignvlm.data.records import validate_record
 from alignvlm.data.sources import JsonlSource
 from alignvlm.finetune.adapter import text_linears
-from alignvlm.hub import resolve
+from alignvlm.weights.resolve import resolve
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     def collate(batch: list[dict]) -> dict:
         # our own collator: only the assistant's turns are learnt, and no image is ever cut
         records = [validate_record(row, where=row["id"]) for row in batch]
-        return pad([chat.encode(record, processor) for record in records])
+        return pad([encode.encode(record, processor) for record in records])
 
     trainer = SFTTrainer(
         model=model,

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from alignvlm.analysis import heat_map, read_page
-from alignvlm.ask import ask, encode_pages, load_model
+from alignvlm.inference.ask import ask, encode_pages, load_model
+from alignvlm.inference.inspect import heat_map, read_page
 
 PAGES = Path(__file__).parent / "pages"
 

@@ -20,11 +20,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from alignvlm.compose import compose
-from alignvlm.data.corpus import package_folder
+from alignvlm.compose.assemble import compose
 from alignvlm.data.ground import page_targets, tile_targets
-from alignvlm.data.render import Page, RenderSpec, render_page
-from alignvlm.losses import IGNORE, vocab_loss
+from alignvlm.data.synthetic.corpus import package_folder
+from alignvlm.data.synthetic.render import RenderedPage, RenderSpec, render_page
+from alignvlm.model.losses import IGNORE, vocab_loss
 from alignvlm.reader import ReaderModel
 from alignvlm.tiling import Grid
 
@@ -55,7 +55,7 @@ class Pages:
     def __init__(self, fonts: tuple[str, ...] = (), codes: float = 0.5, noise: float = 0) -> None:
         self.fonts, self.codes, self.noise = fonts, codes, noise
 
-    def __call__(self, seed: int) -> tuple[Page, Image.Image]:
+    def __call__(self, seed: int) -> tuple[RenderedPage, Image.Image]:
         spec = RenderSpec(
             layout="text", width=SIZE, height=SIZE, font_px=(22, 32), fonts=self.fonts,
             random_text=self.codes,
@@ -104,7 +104,9 @@ def count_errors(reader: ReaderModel, pages: Pages, seeds: range) -> Errors:
     return Errors(wrong, lines, chars, all_chars)
 
 
-def loss_of(core: Any, processor: Any, page: Page, image: Image.Image) -> tuple[Tensor, int]:
+def loss_of(
+    core: Any, processor: Any, page: RenderedPage, image: Image.Image
+) -> tuple[Tensor, int]:
     """The loss on P_vocab where the true token is among those that the reader considers.
 
     Elsewhere (a letter too many, a token in the cell beside) it could say nothing useful.

@@ -24,12 +24,8 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from alignvlm import (
-    AlignVLMConfig,
-    AlignVLMForConditionalGeneration,
-    AlignVLMProcessor,
-)
-from alignvlm.processor import reserved_image_token, space_token_id
+from alignvlm import AlignVLMConfig, AlignVLMForConditionalGeneration, AlignVLMProcessor
+from alignvlm.processing.processor import reserved_image_token, space_token_id
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<empty_output>"]
 SENTENCES = [

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-from alignvlm.ask import ask
-from alignvlm.compose import compose
-from alignvlm.data.render import RenderSpec, render_page
-from alignvlm.eval.answerers import LanguageModel
+from alignvlm.compose.assemble import compose
+from alignvlm.data.synthetic.render import RenderSpec, render_page
+from alignvlm.inference.answerers import LanguageModel
+from alignvlm.inference.ask import ask
 
 from . import metrics, pages
 from .readers import RapidOcr, versions

@@ -13,14 +13,15 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
-from alignvlm.data.benchmarks import DeepFormSource, SROIESource
-from alignvlm.data.corpus import builtin_passages
-from alignvlm.data.documents import load_pages, open_image, pdf_words
-from alignvlm.data.fonts import default_fonts
+from alignvlm.data.benchmarks.tables import DeepFormSource, SROIESource
 from alignvlm.data.ground import as_words
-from alignvlm.data.layouts import pick
 from alignvlm.data.records import transcript
-from alignvlm.data.render import Canvas, Page, RenderSpec, Word, render_page
+from alignvlm.data.synthetic.corpus import builtin_passages
+from alignvlm.data.synthetic.fonts import default_fonts
+from alignvlm.data.synthetic.layouts import pick
+from alignvlm.data.synthetic.render import Canvas, RenderedPage, RenderSpec, render_page
+from alignvlm.documents.opening import load_pages, open_image, pdf_words
+from alignvlm.documents.words import Word
 
 SEED = 990_000
 """First seed of drawn pages."""
@@ -112,7 +113,7 @@ def drawn(kind: str, px: int, count: int) -> Iterator[TruePage]:
         yield TruePage(f"{kind}, {px} px, {seed}", page.image, lines_of(page.words))
 
 
-def two_columns(px: int, seed: int) -> Page:
+def two_columns(px: int, seed: int) -> RenderedPage:
     """Running text in two columns, half of the pages with a headline across both.
 
     True order: the headline, the left column, the right column. The gutter is 1.5 to 3 ems wide.

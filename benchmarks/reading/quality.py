@@ -132,7 +132,7 @@ def rendered(
     """Table 3."""
     from transformers import AutoTokenizer
 
-    from alignvlm.hub import resolve
+    from alignvlm.weights.resolve import resolve
 
     tokenizer = AutoTokenizer.from_pretrained(resolve(language_model))
     score = token_score(lambda text: tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from alignvlm.analysis import read_page
-from alignvlm.ask import ask, encode_pages, load_model
-from alignvlm.compose import compose
-from alignvlm.data.ocr_words import Box, text_lines
+from alignvlm.compose.assemble import compose
+from alignvlm.data.harvest.ocr_words import Box, text_lines
 from alignvlm.errors import ConfigError
-from alignvlm.outputs import Encoded
+from alignvlm.inference.ask import ask, encode_pages, load_model
+from alignvlm.inference.inspect import read_page
+from alignvlm.model.outputs import Encoded
 
 NAMES = ("alignvlm", "rapidocr")
 """The reader under test and its rival."""
@@ -156,7 +156,7 @@ class RapidOcr:
 
     @cached_property
     def _language(self) -> Any:
-        from alignvlm.eval.answerers import LanguageModel
+        from alignvlm.inference.answerers import LanguageModel
 
         return LanguageModel.load(self._language_model, dtype=torch.float32)
 

@@ -13,16 +13,16 @@ from transformers import (
 )
 from transformers.models.auto import modeling_auto
 
-from . import hosts as hosts  # registers the converted models
-from . import shipped as shipped  # lets resolve() find what comes with the project
-from .config import AlignVLMConfig
+from . import transplant as transplant  # registers the converted models
+from .compose import shipped as shipped  # lets resolve() find what comes with the project
 from .connectors import CONNECTORS, build_connector
 from .errors import AlignVLMError
-from .generation import AlignVLMForConditionalGeneration
-from .image_processor import AlignVLMImageProcessor
-from .model import AlignVLMModel
+from .model.config import AlignVLMConfig
+from .model.generation import AlignVLMForConditionalGeneration
+from .model.modeling import AlignVLMModel
 from .ops import vocab_mixture
-from .processor import AlignVLMProcessor
+from .processing.image_processor import AlignVLMImageProcessor
+from .processing.processor import AlignVLMProcessor
 from .reader import ReaderConfig, ReaderModel
 
 __version__ = "0.1.0"

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class AlignVLMError(ValueError):
@@ -30,3 +34,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the closest known name, or ``""`` if none is close."""
     match = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
     return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def describe_validation_error(error: ValidationError, known: tuple[str, ...] = ()) -> str:
+    """The first problem of a pydantic error as one line: ``where: what``."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "value"
+    if first["type"] == "extra_forbidden":
+        hint = nearest(str(first["loc"][-1]), known) if known else ""
+        return f"unknown key {where!r}{hint}"
+    return f"{where}: {first['msg']}"

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alignvlm.config import AlignConfig
 from alignvlm.connectors import AlignConnector
+from alignvlm.connectors.configs import AlignConfig
 
 D_VISION, D_TEXT, VOCAB, GRID = 8, 12, 40, (3, 5)
 KEPT = torch.tensor([31, 2, 3, 17, 8, 39, 0])

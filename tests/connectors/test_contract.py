@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from alignvlm.config import CONNECTOR_TYPES, connector_config
 from alignvlm.connectors import CONNECTORS, Connector, build_connector
+from alignvlm.connectors.configs import CONNECTOR_TYPES, connector_config
 from alignvlm.errors import ConfigError
 
 D_VISION, D_TEXT, VOCAB = 8, 12, 30

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignvlm.config import connector_config
 from alignvlm.connectors import CONNECTORS, build_connector
+from alignvlm.connectors.configs import connector_config
 
 D_VISION, D_TEXT, VOCAB, GRID = 6, 10, 23, (5, 7)
 

@@ -12,12 +12,13 @@ from pydantic import ValidationError
 from safetensors import safe_open
 from torch import Tensor
 
-from alignvlm import AlignVLMForConditionalGeneration, hub
-from alignvlm.config import AlignConfig, connector_config
+from alignvlm import AlignVLMForConditionalGeneration
 from alignvlm.connectors import CONNECTORS, AlignConnector, build_connector
+from alignvlm.connectors.configs import AlignConfig, connector_config
 from alignvlm.connectors.keys import inverse_covariance, key_norms, mixture_weights
 from alignvlm.errors import ConfigError
 from alignvlm.ops import vocab_stats
+from alignvlm.weights import resolve as hub
 
 EXACT = 1e-15
 """An eps that does not blur the norms."""

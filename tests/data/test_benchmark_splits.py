@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.data.test_benchmarks import LABELS, LAYOUTS, put
 
-from alignvlm.data.benchmarks import BENCHMARKS, WTQSource
+from alignvlm.data.benchmarks.tables import BENCHMARKS, WTQSource
 from alignvlm.errors import DataError
 
 

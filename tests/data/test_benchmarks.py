@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tests.data.test_documents import make_pdf, text_at
+from tests.documents.test_documents import make_pdf, text_at
 
-from alignvlm.data.benchmarks import (
+from alignvlm.data.benchmarks.tables import (
     BENCHMARKS,
     Benchmark,
     DeepFormSource,

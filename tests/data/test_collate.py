@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from alignvlm.data.collate import Collator
-from alignvlm.losses import IGNORE
+from alignvlm.model.losses import IGNORE
 
 PAD = 7
 
@@ -52,7 +52,7 @@ def test_one_sample_is_not_changed():
 
 def test_a_padded_batch_gives_each_samples_own_loss(make_model, make_processor, make_image):
     """Left padding and images of other samples change nothing."""
-    from alignvlm.data import chat
+    from alignvlm.data import encode
     from alignvlm.data.records import make_record
 
     model = make_model("align")
@@ -64,7 +64,7 @@ def test_a_padded_batch_gives_each_samples_own_loss(make_model, make_processor, 
         ),
         make_record("c", [make_image(9, 9, 2), make_image(28, 56, 3)], [("A?", "map")], source="t"),
     ]
-    samples = [chat.encode(record, processor) for record in records]
+    samples = [encode.encode(record, processor) for record in records]
     collate = Collator(processor.tokenizer.pad_token_id)
     with torch.no_grad():
         counts = [int((s["labels"][1:] != IGNORE).sum()) for s in samples]

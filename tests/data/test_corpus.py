@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from alignvlm.data.corpus import (
+from alignvlm.data.synthetic.corpus import (
     MAX_CHARS,
     MIN_CHARS,
     Table,
@@ -16,7 +16,7 @@ from alignvlm.data.corpus import (
     passages_from,
     table_from_csv,
 )
-from alignvlm.data.fonts import default_fonts
+from alignvlm.data.synthetic.fonts import default_fonts
 from alignvlm.errors import DataError
 
 

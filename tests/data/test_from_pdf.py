@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.data.test_documents import make_pdf, text_at
+from tests.documents.test_documents import make_pdf, text_at
 
-from alignvlm.data import from_pdf as module
-from alignvlm.data.documents import load_pages, pdf_words
-from alignvlm.data.from_pdf import (
+from alignvlm.data.harvest import from_pdf as module
+from alignvlm.data.harvest.from_pdf import (
     clean_words,
     explained_ink,
     from_pdf,
@@ -20,10 +19,11 @@ from alignvlm.data.from_pdf import (
     shrink,
     spell_out,
 )
-from alignvlm.data.harvest import find_files, write_beside
+from alignvlm.data.harvest.harvesting import find_files, write_beside
 from alignvlm.data.records import load_images
-from alignvlm.data.render import Word
 from alignvlm.data.sources import TRANSCRIBE_QUESTION, JsonlSource
+from alignvlm.documents.opening import load_pages, pdf_words
+from alignvlm.documents.words import Word
 from alignvlm.errors import DataError
 
 PAGE = text_at((20, 150, "Total: $5.00"), (20, 90, "second line"))

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
-from tests.data.test_documents import make_pdf, text_at
+from tests.documents.test_documents import make_pdf, text_at
 
-from alignvlm.data.from_pdf import from_pdf
-from alignvlm.data.from_scans import from_scans, scan, tighten
-from alignvlm.data.ocr_words import Box, text_lines
+from alignvlm.data.harvest.from_pdf import from_pdf
+from alignvlm.data.harvest.from_scans import from_scans, scan, tighten
+from alignvlm.data.harvest.ocr_words import Box, text_lines
 from alignvlm.data.records import load_images
-from alignvlm.data.render import RenderSpec, render_page
 from alignvlm.data.sources import JsonlSource
+from alignvlm.data.synthetic.render import RenderSpec, render_page
 from alignvlm.errors import ConfigError, DataError
 
 BOXES = [
@@ -124,7 +124,7 @@ def test_settings_and_engine_are_checked(folder, tmp_path, monkeypatch):
     def missing() -> None:
         raise ConfigError("OCR needs rapidocr")
 
-    monkeypatch.setattr("alignvlm.data.from_scans.RapidOcrReader", missing)
+    monkeypatch.setattr("alignvlm.data.harvest.from_scans.RapidOcrReader", missing)
     with pytest.raises(ConfigError, match="OCR needs rapidocr"):
         from_scans(folder, tmp_path / "other")
 

@@ -20,9 +20,10 @@ from alignvlm.data.ground import (
     tile_targets,
     token_starts,
 )
-from alignvlm.data.render import RenderSpec, Word, render_page
+from alignvlm.data.synthetic.render import RenderSpec, render_page
+from alignvlm.documents.words import Word
 from alignvlm.errors import ConfigError
-from alignvlm.losses import IGNORE
+from alignvlm.model.losses import IGNORE
 from alignvlm.tiling import Grid, page_order
 
 BLANK = 5

@@ -11,10 +11,17 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from alignvlm.data.corpus import Table, builtin_tables
-from alignvlm.data.degrade import degrade
-from alignvlm.data.fonts import default_fonts, load_font
-from alignvlm.data.render import Canvas, Layout, Page, RenderSpec, render_page, render_table
+from alignvlm.data.synthetic.corpus import Table, builtin_tables
+from alignvlm.data.synthetic.degrade import degrade
+from alignvlm.data.synthetic.fonts import default_fonts, load_font
+from alignvlm.data.synthetic.render import (
+    Canvas,
+    Layout,
+    RenderedPage,
+    RenderSpec,
+    render_page,
+    render_table,
+)
 from alignvlm.errors import ConfigError, DataError
 
 LAYOUTS = get_args(Layout)
@@ -29,13 +36,13 @@ def spec(layout: str, **kwargs: Any) -> RenderSpec:
     return RenderSpec.model_validate({"layout": layout, **kwargs})
 
 
-def ink(page: Page) -> np.ndarray:
+def ink(page: RenderedPage) -> np.ndarray:
     """Boolean [height, width]: pixels clearly darker than the paper."""
     grey = np.asarray(page.image.convert("L")).astype(int)
     return grey < grey.max() - 60
 
 
-def joined(page: Page) -> str:
+def joined(page: RenderedPage) -> str:
     return " ".join(word.text for word in page.words)
 
 

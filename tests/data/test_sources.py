@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from alignvlm.data.records import Record, load_images, make_record, transcript
-from alignvlm.data.render import RenderSpec, Word
 from alignvlm.data.sources import (
     TRANSCRIBE_QUESTION,
     HubSource,
@@ -25,6 +24,8 @@ from alignvlm.data.sources import (
     draw,
     limit,
 )
+from alignvlm.data.synthetic.render import RenderSpec
+from alignvlm.documents.words import Word
 from alignvlm.errors import DataError
 
 

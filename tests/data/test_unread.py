@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
-from tests.data.test_documents import make_pdf, text_at
+from tests.documents.test_documents import make_pdf, text_at
 
-from alignvlm.data import chat
-from alignvlm.data.from_pdf import from_pdf
+from alignvlm.data import encode
+from alignvlm.data.harvest.from_pdf import from_pdf
+from alignvlm.data.harvest.unread import Box, boxes_of, run_lengths, unread_ink
 from alignvlm.data.records import validate_record
-from alignvlm.data.render import Word
 from alignvlm.data.sources import JsonlSource
-from alignvlm.data.unread import Box, boxes_of, run_lengths, unread_ink
+from alignvlm.documents.words import Word
 from alignvlm.errors import DataError
-from alignvlm.losses import IGNORE
+from alignvlm.model.losses import IGNORE
 
 OUTLINED = "120 90 m 140 120 l 160 90 l 150 90 l 140 106 l 130 90 l f 170 90 m 200 120 l 190 90 l f"
 """Two shapes like letters, drawn as paths."""
@@ -115,10 +115,10 @@ def test_outlined_text_of_a_pdf_is_ignored_and_the_rest_stays_blank(
     assert covered(record.unread[0], 145, 95)
     config = make_config()
     processor = make_processor(config)
-    grids = chat.encode_images(record, processor)["image_grids"]
+    grids = encode.encode_images(record, processor)["image_grids"]
     plain = record.model_copy(update={"unread": None})
     with_ink, without = (
-        chat.page_vocab_targets(r, grids, config, processor.tokenizer) for r in (record, plain)
+        encode.page_vocab_targets(r, grids, config, processor.tokenizer) for r in (record, plain)
     )
     changed = with_ink != without
     assert changed.any()

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from alignvlm.eval.answerers import Query, Reply
 from alignvlm.eval.metrics import METRICS
 from alignvlm.eval.tasks import Sample, Task
+from alignvlm.inference.answerers import Query, Reply
 
 SIZES = ((40, 24), (56, 28), (28, 56), (9, 9))
 

@@ -6,10 +6,10 @@ import pytest
 from tests.eval.little_task import Echo, LittleTask
 
 from alignvlm.errors import DataError
-from alignvlm.eval.answerers import Reply
 from alignvlm.eval.compare import compare, table
 from alignvlm.eval.runner import evaluate
 from alignvlm.eval.tasks import Sample
+from alignvlm.inference.answerers import Reply
 
 
 class Always(Echo):

@@ -14,8 +14,8 @@ from PIL import Image
 from alignvlm.errors import DataError
 from alignvlm.eval.tasks import TASKS, load_task
 from alignvlm.eval.tasks.fintabnet import fintabnet_accuracy, readings
-from alignvlm.eval.tasks.hub import HUB_TASKS
-from alignvlm.eval.tasks.local import KLC_HUB_ID
+from alignvlm.eval.tasks.hub_tasks import HUB_TASKS
+from alignvlm.eval.tasks.local_tasks import KLC_HUB_ID
 
 
 @pytest.fixture(autouse=True)

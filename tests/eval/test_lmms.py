@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 import yaml
 
-from alignvlm.ask import load_model
 from alignvlm.errors import ConfigError, DataError
 from alignvlm.eval import lmms
-from alignvlm.eval.answerers import ModelAnswerer
 from alignvlm.eval.lmms_tasks import utils
 from alignvlm.eval.runner import evaluate
 from alignvlm.eval.tasks import TASKS, load_task
+from alignvlm.inference.answerers import ModelAnswerer
+from alignvlm.inference.ask import load_model
 
 NAMES = ("wtq", "tabfact", "deepform", "sroie", "klc")
 needs_lmms = pytest.mark.skipif(

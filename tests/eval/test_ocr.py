@@ -5,13 +5,13 @@ from __future__ import annotations
 import builtins
 
 import pytest
-from tests.eval.little_task import LittleTask
 from PIL import Image
+from tests.eval.little_task import LittleTask
 
-from alignvlm.data.render import RenderSpec, render_page
+from alignvlm.data.synthetic.render import RenderSpec, render_page
 from alignvlm.errors import ConfigError
-from alignvlm.eval.answerers import LanguageModel, Query, TextOnlyAnswerer
 from alignvlm.eval.ocr import Box, OcrAnswerer, RapidOcrReader, reading_order
+from alignvlm.inference.answerers import LanguageModel, Query, TextOnlyAnswerer
 
 
 @pytest.fixture

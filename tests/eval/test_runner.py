@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from filelock import FileLock
-from tests.eval.little_task import Echo, LittleTask
 from PIL import Image
+from tests.eval.little_task import Echo, LittleTask
 
 from alignvlm.errors import ConfigError, DataError
 from alignvlm.eval import results
-from alignvlm.eval.answerers import Weights
 from alignvlm.eval.results import read_result
 from alignvlm.eval.runner import evaluate
+from alignvlm.inference.answerers import Weights
 
 KEPT = ("score", "interval", "metrics", "predictions", "settings")
 
@@ -109,8 +109,8 @@ import os, signal, sys
 here, model, out, log, die = sys.argv[1:]
 sys.path.insert(0, here)
 from tests.eval.little_task import LittleTask
-from alignvlm.ask import load_model
-from alignvlm.eval.answerers import ModelAnswerer
+from alignvlm.inference.ask import load_model
+from alignvlm.inference.answerers import ModelAnswerer
 from alignvlm.eval.runner import evaluate
 
 class Dying(ModelAnswerer):

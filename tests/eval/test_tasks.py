@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alignvlm.data.benchmarks import TabFactSource
+from alignvlm.data.benchmarks.tables import TabFactSource
 from alignvlm.errors import DataError
 from alignvlm.eval.metrics import METRICS
 from alignvlm.eval.tasks import TASKS, Sample, Task, load_task

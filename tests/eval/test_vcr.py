@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alignvlm.data.fonts import load_font
+from alignvlm.data.synthetic.fonts import load_font
 from alignvlm.errors import DataError
 from alignvlm.eval.tasks import load_task
 from alignvlm.eval.tasks.vcr import (

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from alignvlm.ask import ask, load_model
 from alignvlm.errors import ConfigError, DataError
 from alignvlm.eval import vlmevalkit
+from alignvlm.inference.ask import ask, load_model
 
 QUESTIONS = ["What is the total?", "Who signed the letter?"]
 

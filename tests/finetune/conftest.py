@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.data.test_documents import make_pdf, text_at
+from tests.documents.test_documents import make_pdf, text_at
 
 WORDS = ("jumps", "lazy dog", "total", "brown fox", "invoice", "letter", "report", "chart")
 

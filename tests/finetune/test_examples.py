@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.data.test_documents import make_pdf, text_at
+from tests.documents.test_documents import make_pdf, text_at
 
-from alignvlm.compose import load_pretrained
+from alignvlm.compose.assemble import load_pretrained
 from alignvlm.errors import DataError
 from alignvlm.finetune import merge_adapter
 

@@ -12,22 +12,22 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tests.data.test_documents import make_pdf, text_at
+from tests.documents.test_documents import make_pdf, text_at
 from transformers import TrainerCallback
 
-from alignvlm.compose import load_pretrained
+from alignvlm.compose.assemble import load_pretrained
 from alignvlm.data.collate import Collator
 from alignvlm.errors import AlignVLMError, ConfigError, DataError
 from alignvlm.finetune import Outcome, finetune, settings_from
-from alignvlm.finetune import run as run_module
+from alignvlm.finetune import session as run_module
 from alignvlm.finetune.adapter import load_adapted, text_linears
-from alignvlm.finetune.data import choose_held_out, load_data
-from alignvlm.finetune.page import _scores
+from alignvlm.finetune.own_data import choose_held_out, load_data
 from alignvlm.finetune.quality import combined
-from alignvlm.finetune.run import _scored
-from alignvlm.finetune.score import Scored, compare
+from alignvlm.finetune.report_page import _scores
+from alignvlm.finetune.scores import Scored, compare
+from alignvlm.finetune.session import _scored
 from alignvlm.finetune.trainer import stage_of
-from alignvlm.model import AlignVLMModel
+from alignvlm.model.modeling import AlignVLMModel
 from alignvlm.train.stages import StageDataset
 
 pytest.importorskip("peft")

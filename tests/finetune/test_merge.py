@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alignvlm.ask import ask, load_model
-from alignvlm.compose import load_pretrained
+from alignvlm.compose.assemble import load_pretrained
 from alignvlm.errors import ConfigError, WeightsError
 from alignvlm.finetune import load_adapted, merge_adapter
 from alignvlm.finetune.adapter import lora_config, save_adapter, wrap
+from alignvlm.inference.ask import ask, load_model
 
 pytest.importorskip("peft")
 

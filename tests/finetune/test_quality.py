@@ -11,16 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alignvlm.compose import load_pretrained
+from alignvlm.compose.assemble import load_pretrained
 from alignvlm.connectors import AlignConnector
-from alignvlm.data.chat import TooLong
+from alignvlm.data.encode import TooLong
 from alignvlm.data.sources import JsonlSource
 from alignvlm.finetune import finetune, merge_adapter, settings_from
-from alignvlm.finetune import run as run_module
+from alignvlm.finetune import session as run_module
 from alignvlm.finetune.adapter import lora_config, unwrapped, wrap
-from alignvlm.finetune.data import load_data
+from alignvlm.finetune.own_data import load_data
 from alignvlm.finetune.quality import combined, reading_part
-from alignvlm.finetune.score import Scored, answer_probability, score
+from alignvlm.finetune.scores import Scored, answer_probability, score
 from alignvlm.finetune.trainer import FinetuneTrainer, Patience
 
 FAST = {"steps": 4, "lr": 5e-3, "batch_size": 2, "max_new_tokens": 4, "validation": 0.25}

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from alignvlm.compose import compose
-from alignvlm.data.fonts import plain_font
+from alignvlm.compose.assemble import compose
 from alignvlm.data.ground import page_targets, tile_targets
-from alignvlm.data.render import Canvas
+from alignvlm.data.synthetic.fonts import plain_font
+from alignvlm.data.synthetic.render import Canvas
 from alignvlm.reader.cells import join_tiles
 from alignvlm.tiling import Grid
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers.models.pp_ocrv6_small_det import PPOCRV6SmallDetConfig
 from transformers.models.pp_ocrv6_small_rec import PPOCRV6SmallRecConfig
 
-from alignvlm.data.fonts import plain_font
-from alignvlm.data.render import Canvas
+from alignvlm.data.synthetic.fonts import plain_font
+from alignvlm.data.synthetic.render import Canvas
 from alignvlm.errors import ConfigError, DataError
 from alignvlm.reader import ReaderConfig, ReaderModel
 from alignvlm.reader.boxes import nothing

@@ -18,10 +18,11 @@ from tests.reader.tokenizer_kinds import EXACT, LOSSY, SENTENCES, tokenizer_json
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from alignvlm import hub
 from alignvlm.data.ground import token_starts
-from alignvlm.data.render import Word
-from alignvlm.reader.spelling import Characters, Spelled, Speller
+from alignvlm.documents.words import Word
+from alignvlm.reader.characters import Characters
+from alignvlm.reader.spelling import Spelled, Speller
+from alignvlm.weights import resolve as hub
 
 ALPHABET = st.one_of(
     st.sampled_from("  aeinorstlITl1O0.,:;-/$%()<>|_"),

@@ -14,8 +14,8 @@ import pytest
 import torch
 from tests.serve.server_thread import CHAT, Running, serving, user_message
 
-from alignvlm.ask import ask
 from alignvlm.errors import ConfigError
+from alignvlm.inference.ask import ask
 from alignvlm.serve.limits import Limits
 from alignvlm.serve.server import LOCAL
 

@@ -18,7 +18,7 @@ import openai
 import pytest
 from tests.serve.server_thread import CHAT, Running, data_url, serving
 
-from alignvlm.serve import pages
+from alignvlm.serve import attachments as pages
 from alignvlm.serve.limits import Limits
 
 LIMITS = Limits(allow_urls=True, max_body=300_000, timeout=60)

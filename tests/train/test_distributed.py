@@ -17,12 +17,12 @@ import psutil
 import pytest
 import torch
 import yaml
-from tests.train.checkpoints import wait_for_checkpoint
 from PIL import Image
 from safetensors.torch import load_file
+from tests.train.checkpoints import wait_for_checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from alignvlm.compose import load_pretrained
+from alignvlm.compose.assemble import load_pretrained
 from alignvlm.train import Recipe, train
 from alignvlm.train.recipe import parse_recipe
 from alignvlm.train.stages import build_mix

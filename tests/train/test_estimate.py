@@ -36,7 +36,7 @@ def no_weights(tmp_path, monkeypatch):
         raise AssertionError("a dry run resolves no weights")
 
     monkeypatch.setattr("alignvlm.train.estimate.resolve", refuse)
-    monkeypatch.setattr("alignvlm.compose.resolve", refuse)
+    monkeypatch.setattr("alignvlm.compose.assemble.resolve", refuse)
 
 
 def test_all_shipped_recipes_are_counted():

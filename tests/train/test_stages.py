@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from alignvlm.data import chat
+from alignvlm.data import encode
 from alignvlm.data.collate import Collator
 from alignvlm.data.records import make_record
-from alignvlm.data.render import RenderSpec
 from alignvlm.data.sources import RenderSource
+from alignvlm.data.synthetic.render import RenderSpec
 from alignvlm.errors import ConfigError, DataError
-from alignvlm.losses import IGNORE
+from alignvlm.model.losses import IGNORE
 from alignvlm.train.recipe import StageSpec
 from alignvlm.train.stages import (
     Losses,
@@ -159,10 +159,10 @@ def test_with_blank_dropping_only_what_remains_counts(make_model, make_processor
         stage = spec(max_length=length)
         sample = dataset(model, make_processor, stage, [given])[0]
         assert torch.equal(sample["input_ids"], ids)
-        with pytest.raises(chat.TooLong, match=f"page: {length} tokens, more than max_length="):
+        with pytest.raises(encode.TooLong, match=f"page: {length} tokens, more than max_length="):
             dataset(model, make_processor, spec(max_length=length - 1), [given])._encode(given, 0)
     whole = make_model("align")  # which gives the language model every cell
-    with pytest.raises(chat.TooLong, match=f"page: {len(ids)} tokens"):
+    with pytest.raises(encode.TooLong, match=f"page: {len(ids)} tokens"):
         dataset(whole, make_processor, spec(max_length=text + cells), [words])._encode(words, 0)
 
 

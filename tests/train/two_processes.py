@@ -16,7 +16,8 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import FSDPModule
 
-from alignvlm.train import load_recipe, run, train
+from alignvlm.train import load_recipe, train
+from alignvlm.train import training as run
 from alignvlm.train.stages import StageTrainer
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "accelerate"

@@ -5,7 +5,7 @@ from training.smol.export import shipped_changes
 from training.smol.train import adapted
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from alignvlm.shipped import add_low_rank
+from alignvlm.compose.shipped import add_low_rank
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 

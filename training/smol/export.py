@@ -1,4 +1,4 @@
-"""The trained changes as ``alignvlm.shipped`` puts them on: ``text.<module>.a`` and ``.b``, fp16.
+"""The trained changes as ``alignvlm.compose.shipped`` puts them on: ``text.<module>.a``, ``.b``.
 
     python -m training.smol.export --out runs/smol/weights.safetensors
 
@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from alignvlm.shipped import LORA
+from alignvlm.compose.shipped import LORA
 
 from .readings import RUNS
 

@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
-from alignvlm.data.benchmark_fields import SROIESource
-from alignvlm.reader.spelling import Characters
+from alignvlm.data.benchmarks.forms import SROIESource
+from alignvlm.reader.characters import Characters
 
 from .pages import plain
 from .readings import RUNS

@@ -12,8 +12,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alignvlm.data.benchmark_base import NO_VALUE, Benchmark
-from alignvlm.data.benchmarks import (
+from alignvlm.data.benchmarks.benchmark import NO_VALUE, Benchmark
+from alignvlm.data.benchmarks.tables import (
     ANSWER_SEPARATOR,
     ChartQASource,
     DeepFormSource,
@@ -21,10 +21,10 @@ from alignvlm.data.benchmarks import (
     TabFactSource,
     WTQSource,
 )
-from alignvlm.data.documents import pdf_page_count, pdf_words
-from alignvlm.data.render import RenderSpec, render_page, render_table
+from alignvlm.data.synthetic.render import RenderSpec, render_page, render_table
+from alignvlm.documents.opening import pdf_page_count, pdf_words
 from alignvlm.errors import ConfigError, DataError
-from alignvlm.reader.spelling import Characters
+from alignvlm.reader.characters import Characters
 
 from . import wording
 from .excerpt import holds, rows_of, shorten

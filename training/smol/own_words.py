@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from alignvlm.hub import resolve
+from alignvlm.weights.resolve import resolve
 
 from .mix import HELD_OUT
 from .pages import TURN, USER

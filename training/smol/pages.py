@@ -6,7 +6,7 @@
                                      │ question 2 … answer 2 <|im_end|>
 
 Every branch sees the page and itself, at the positions it has alone, so that the page is computed
-once and each branch is the prompt of inference to the letter (``alignvlm.processor.CHATML``).
+once and each branch is the prompt of inference to the letter (``CHATML`` of the processor).
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from alignvlm.reader.spelling import Characters, Speller
+from alignvlm.reader.characters import Characters
+from alignvlm.reader.spelling import Speller
 
 Rows = Sequence[Characters]
 Turns = Sequence[tuple[str, str]]

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from alignvlm.data.benchmarks import ChartQASource
-from alignvlm.data.documents import load_pages
+from alignvlm.data.benchmarks.tables import ChartQASource
+from alignvlm.documents.opening import load_pages
 from alignvlm.errors import DataError
 from alignvlm.reader import ReaderModel
 

@@ -20,11 +20,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from alignvlm.data.benchmarks import SROIESource
-from alignvlm.data.render import RenderSpec, render_page
+from alignvlm.compose.shipped import add_low_rank
+from alignvlm.data.benchmarks.tables import SROIESource
+from alignvlm.data.synthetic.render import RenderSpec, render_page
 from alignvlm.eval.metrics import METRICS
-from alignvlm.hub import resolve
-from alignvlm.shipped import add_low_rank
+from alignvlm.weights.resolve import resolve
 
 from . import wording
 from .excerpt import rows_of

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from alignvlm.reader.spelling import Characters
+from alignvlm.reader.characters import Characters
 
 LEAST = math.log(1e-3)
 """Characters that are less probable, relative to the best, are not stored."""

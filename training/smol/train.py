@@ -23,7 +23,7 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from alignvlm.hub import resolve
+from alignvlm.weights.resolve import resolve
 
 from .mix import TEXT_TOKENS, Example, Mix
 from .pages import Prompts, Sequence4D, embed, loss_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import re
 
-from alignvlm.data.layouts import FIELDS
-from alignvlm.eval.tasks.local import LOCAL_TASKS
+from alignvlm.data.synthetic.layouts import FIELDS
+from alignvlm.eval.tasks.local_tasks import LOCAL_TASKS
 
 ANY_FIELD = (
     "What is the {}?", "What is the {} on this page?", "Read the {}.", "Give the {}.",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..config import ConnectorConfigBase
 from .align import AlignConnector, VocabTelemetry
-from .base import Connector
 from .c_abstractor import CAbstractorConnector
+from .configs import ConnectorConfigBase
+from .connector import Connector
 from .h_reducer import HReducerConnector
 from .mlp import MLPConnector
 from .ovis import OvisConnector

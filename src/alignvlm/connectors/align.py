@@ -14,10 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from ..config import AlignConfig
 from ..errors import ConfigError
 from ..ops import VocabMixture, VocabStats, normalised_logits, vocab_mixture, vocab_stats
-from .base import Connector
+from .configs import AlignConfig
+from .connector import Connector
 from .distinct import distinct, distinct_pairs
 from .keys import BETA, inverse_covariance, key_norms, mixture_weights
 
@@ -361,7 +361,7 @@ class AlignConnector(Connector):
             self.register_buffer(name, value.to(self.w2.weight.device, copy=True))
 
     @torch.no_grad()
-    def prune(self, token_ids: Int[Tensor, "kept"]) -> None:
+    def prune(self, token_ids: Int[Tensor, " kept"]) -> None:
         """Keep only the given language-model ids, in place.
 
         The LayerNorm keeps the statistics of the vocabulary it was trained with, so every kept

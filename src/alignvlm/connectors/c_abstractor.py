@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import CAbstractorConfig
-from .base import Connector
+from .configs import CAbstractorConfig
+from .connector import Connector
 
 SE_RATIO = 0.25
 """Channels of a block's squeeze-and-excitation, as a share of the block's input channels."""

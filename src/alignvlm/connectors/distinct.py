@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def distinct(features: Float[Tensor, "n d"]) -> tuple[Int[Tensor, "m"], Int[Tensor, "n"]]:
+def distinct(features: Float[Tensor, "n d"]) -> tuple[Int[Tensor, " m"], Int[Tensor, " n"]]:
     """Where each different vector stands first, and which of them each one is.
 
     Encoders that read whole pages give the many blank cells of a page one feature; its P_vocab,
@@ -65,8 +65,8 @@ def _first(index: Tensor) -> Tensor:
 
 
 def distinct_pairs(
-    features: Float[Tensor, "n d"], targets: Int[Tensor, "n"]
-) -> tuple[Int[Tensor, "m"], Int[Tensor, "n"]]:
+    features: Float[Tensor, "n d"], targets: Int[Tensor, " n"]
+) -> tuple[Int[Tensor, " m"], Int[Tensor, " n"]]:
     """Where each different pair of a vector and a target stands first, and which of them each is.
 
     Negative targets are one: none.

@@ -6,8 +6,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import HReducerConfig
-from .base import Connector
+from .configs import HReducerConfig
+from .connector import Connector
 
 
 class HReducerConnector(Connector):

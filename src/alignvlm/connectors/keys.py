@@ -50,8 +50,8 @@ def inverse_covariance(stats: VocabStats) -> Float[Tensor, "d d"]:
 
 @torch.no_grad()
 def key_norms(
-    head: Float[Tensor, "vocab d"], mean: Float[Tensor, "d"], inverse: Float[Tensor, "d d"]
-) -> Float[Tensor, "vocab"]:
+    head: Float[Tensor, "vocab d"], mean: Float[Tensor, " d"], inverse: Float[Tensor, "d d"]
+) -> Float[Tensor, " vocab"]:
     """n_t of each row of a head, in blocks."""
     norms = []
     for block in head.split(BLOCK):
@@ -103,7 +103,7 @@ def mixture_weights(
     return torch.where(possible[:, None] & real, weights, alone)
 
 
-def _apart(system: Float[Tensor, "n k k"]) -> Bool[Tensor, "n"]:
+def _apart(system: Float[Tensor, "n k k"]) -> Bool[Tensor, " n"]:
     """Where the rows of a Gram matrix are told apart safely."""
     factor, failed = torch.linalg.cholesky_ex(system)
     own = torch.diagonal(factor, dim1=-2, dim2=-1).square()

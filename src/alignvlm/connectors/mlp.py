@@ -5,8 +5,8 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..config import MLPConfig
-from .base import Connector
+from .configs import MLPConfig
+from .connector import Connector
 
 
 class MLPConnector(Connector):

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..config import OvisConfig
 from ..ops import vocab_mixture
-from .base import Connector
+from .configs import OvisConfig
+from .connector import Connector
 
 
 class OvisConnector(Connector):

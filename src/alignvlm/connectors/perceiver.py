@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import PerceiverConfig
-from .base import Connector
+from .configs import PerceiverConfig
+from .connector import Connector
 
 
 class ResamplerAttention(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..losses import IGNORE
+from ..model.losses import IGNORE
 
 PADDED = {"attention_mask": 0, "labels": IGNORE}
 

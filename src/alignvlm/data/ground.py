@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..config import AlignVLMConfig
+from ..documents.words import X_MIDDLE, Word
 from ..errors import ConfigError
-from ..losses import IGNORE
+from ..model.config import AlignVLMConfig
+from ..model.losses import IGNORE
 from ..reader.cells import MAX_SHIFT
 from ..tiling import Grid
-from .render import X_MIDDLE, Word
-from .unread import Box
+from .harvest.unread import Box
 
 
 class GroundTruth(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import DataError, nearest
 from .columns import column_map, row_to_object
 from .records import Record, validate_record
-from .source_base import check_index, named
+from .source import check_index, named
 
 
 def load_table(reference: str, split: str, streaming: bool) -> Any:

@@ -20,10 +20,10 @@ import numpy as np
 from ..errors import DataError, nearest
 from .hub_source import HubSource, HubStream
 from .records import Record, load_images, make_record, transcript, validate_record
-from .source_base import Source, check_index, named
+from .source import Source, check_index, named
 
 if TYPE_CHECKING:
-    from .render import Page, RenderSpec
+    from .synthetic.render import RenderedPage, RenderSpec
 
 __all__ = [
     "TRANSCRIBE_QUESTION",
@@ -152,9 +152,9 @@ class RenderSource:
     def __len__(self) -> int:
         return self.size
 
-    def page(self, index: int) -> Page:
+    def page(self, index: int) -> RenderedPage:
         """Draw the page of record ``index``."""
-        from .render import render_page
+        from .synthetic.render import render_page
 
         return render_page(self.spec, self.seed * 1_000_003 + check_index(index, self.size, "page"))
 

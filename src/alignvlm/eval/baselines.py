@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ..data.benchmark_base import ANSWER_SEPARATOR, NO_VALUE
+from ..data.benchmarks.benchmark import ANSWER_SEPARATOR, NO_VALUE
 from ..errors import DataError
-from .answerers import Query, Reply
-from .noise import sample_seed
+from ..inference.answerers import Query, Reply
+from ..inference.noise import sample_seed
 from .tasks import Task, load_task
 
 MIN_ASKED = 10
@@ -89,11 +89,11 @@ class MajorityAnswerer:
         self._overall = _most_frequent(known.overall)
 
     def settings(self) -> dict[str, Any]:
-        """See :class:`~alignvlm.eval.answerers.Answerer`."""
+        """See :class:`~alignvlm.inference.answerers.Answerer`."""
         return {"answers_from": self.known.origin}
 
     def answer(self, queries: list[Query]) -> list[Reply]:
-        """See :class:`~alignvlm.eval.answerers.Answerer`."""
+        """See :class:`~alignvlm.inference.answerers.Answerer`."""
         return [Reply(self._best.get(query.prompt, self._overall)) for query in queries]
 
 
@@ -111,11 +111,11 @@ class RandomAnswerer:
         self.known, self.seed = known, seed
 
     def settings(self) -> dict[str, Any]:
-        """See :class:`~alignvlm.eval.answerers.Answerer`."""
+        """See :class:`~alignvlm.inference.answerers.Answerer`."""
         return {"answers_from": self.known.origin, "seed": self.seed}
 
     def answer(self, queries: list[Query]) -> list[Reply]:
-        """See :class:`~alignvlm.eval.answerers.Answerer`."""
+        """See :class:`~alignvlm.inference.answerers.Answerer`."""
         return [Reply(self._draw(query)) for query in queries]
 
     def _draw(self, query: Query) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, nearest
+from .intervals import LEVEL, Aggregate, Paired, mcnemar
 from .metrics import METRICS
 from .results import Result, differences, read_result
-from .statistics import LEVEL, Aggregate, Paired, mcnemar
 
 
 @dataclass(frozen=True)

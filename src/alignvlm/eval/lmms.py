@@ -8,8 +8,8 @@ the model wherever both packages are installed. The task files are found by ``--
 
 Contracts of lmms-eval: ``lmms_eval/models/registry_v2.py`` (manifests), ``lmms_eval/api/model.py``
 (the model class), ``ConfigurableMessagesTask`` in ``lmms_eval/api/task.py`` (a chat model's
-requests). All answering is :class:`~alignvlm.eval.answerers.ModelAnswerer`'s: same prompt and same
-batches, so the same predictions as from our own runner.
+requests). All answering is :class:`~alignvlm.inference.answerers.ModelAnswerer`'s: same prompt and
+same batches, so the same predictions as from our own runner.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from ..errors import ConfigError, DataError
-from .answerers import Query
+from ..inference.answerers import Query
 from .vlmevalkit import DEFAULT_NEW_TOKENS, load_answerer
 
 try:

@@ -1,6 +1,6 @@
 """The rival without a connector: OCR, then the same language model on the text it read.
 
-The reader is in :mod:`alignvlm.data.ocr_words`; training data is made with it as well.
+The reader is in :mod:`alignvlm.data.harvest.ocr_words`; training data is made with it as well.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from typing import Any
 
 from PIL import Image
 
-from ..data.ocr_words import Box, RapidOcrReader, Reader, reading_order
+from ..data.harvest.ocr_words import Box, RapidOcrReader, Reader, reading_order
 from ..errors import ConfigError
-from .answerers import LanguageModel, Query, Reply
+from ..inference.answerers import LanguageModel, Query, Reply
 
 __all__ = ["MAX_TEXT_TOKENS", "Box", "OcrAnswerer", "RapidOcrReader", "reading_order"]
 
@@ -50,13 +50,13 @@ class OcrAnswerer:
         self._texts: dict[bytes, str] = {}
 
     def settings(self) -> dict[str, Any]:
-        """See :class:`~alignvlm.eval.answerers.Answerer`."""
+        """See :class:`~alignvlm.inference.answerers.Answerer`."""
         engine = getattr(self.reader, "engine", "custom")
         own = {"ocr": engine, "max_text_tokens": self.max_text_tokens}
         return {**own, **self.language.settings(self.repetition_guard)}
 
     def answer(self, queries: list[Query]) -> list[Reply]:
-        """See :class:`~alignvlm.eval.answerers.Answerer`."""
+        """See :class:`~alignvlm.inference.answerers.Answerer`."""
         turns, details = [], []
         for query in queries:
             text = "\n\n".join(self.text(page) for page in query.pages)

@@ -15,9 +15,9 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from ..errors import ConfigError, DataError
-from .answerers import Answerer, Query, Reply
+from ..inference.answerers import Answerer, Query, Reply
+from .intervals import LEVEL, RESAMPLES, bootstrap_interval
 from .results import Partial, Result, differences, environment, read_result, write_result
-from .statistics import LEVEL, RESAMPLES, bootstrap_interval
 
 if TYPE_CHECKING:
     from .tasks import Sample, Task

@@ -8,7 +8,8 @@ and a class of a config file in ``vlmeval.vlm``. The launcher puts both there an
 
 Contracts of VLMEvalKit (commit e8e78f0): ``run.py``, ``vlmeval/inference.py``, ``BaseModel`` in
 ``vlmeval/vlm/base.py``. On several GPUs: ``torchrun --nproc-per-node N -m
-alignvlm.eval.vlmevalkit ...``. All answering is :class:`~alignvlm.eval.answerers.ModelAnswerer`'s.
+alignvlm.eval.vlmevalkit ...``. All answering is
+:class:`~alignvlm.inference.answerers.ModelAnswerer`'s.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..compose import load_pretrained
+from ..compose.assemble import load_pretrained
 from ..errors import AlignVLMError, ConfigError, DataError
-from ..hub import resolve
-from .answerers import ModelAnswerer, Query
+from ..inference.answerers import ModelAnswerer, Query
+from ..weights.resolve import resolve
 
 DEFAULT_NEW_TOKENS = 128
 """For benchmarks that do not say how long an answer may be; none of VLMEvalKit's does."""
@@ -46,7 +47,7 @@ def load_answerer(
     """A saved model, ready to answer.
 
     Args:
-        pretrained: anything :func:`alignvlm.hub.resolve` takes.
+        pretrained: anything :func:`alignvlm.weights.resolve.resolve` takes.
         device: default: the process's own GPU if there is one.
         dtype: a key of ``DTYPES``, or ``auto``: bfloat16 on a GPU that has it, else float32.
         repetition_guard: end an answer that goes round in circles.

@@ -16,11 +16,11 @@ from torch import nn
 from transformers import AutoProcessor
 from transformers.pytorch_utils import Conv1D
 
-from ..compose import load_pretrained
+from ..compose.assemble import load_pretrained
 from ..errors import ConfigError, WeightsError
-from ..generation import AlignVLMForConditionalGeneration
-from ..hub import resolve
-from ..processor import AlignVLMProcessor
+from ..model.generation import AlignVLMForConditionalGeneration
+from ..processing.processor import AlignVLMProcessor
+from ..weights.resolve import resolve
 
 TEXT = "model.language_model"
 CONNECTOR = "model.connector"

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .data import Data
-from .page import html_page
+from .own_data import Data
 from .quality import combined
-from .score import Example, Scored
+from .report_page import html_page
+from .scores import Example, Scored
 from .settings import Settings
 
 
@@ -22,7 +22,7 @@ class Outcome(NamedTuple):
         data: how many records there were, by kind (``pages``, ``questions``; ``None`` without any),
             and what reading the PDFs gave (``harvest``).
         before, after: held-out verdicts and answers of the model and of the adapter.
-        scores: see :func:`alignvlm.finetune.score.compare`.
+        scores: see :func:`alignvlm.finetune.scores.compare`.
         log: the Trainer's losses, training and validation, with their steps.
         steps, planned_steps: optimiser steps taken; fewer than planned after an early stop.
         best_step: where the score was highest; that checkpoint is the adapter. 0: no checkpoint

@@ -27,13 +27,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .blocks import Blocks, choose_blocks
+from .blocks import choose_blocks
 from .corrections import Block, Gradients
-from .products import accumulate, full_precision, operand_dtype, product
+from .products import accumulate, full_precision, product
 from .reference import VocabMixture, check_targets
-from .select import select_tiles
 from .statistics import VocabStats, cached_vocab_stats, statistics_dtype
-from .tiles import Columns, Rows, Sums
+from .sweep import Sweep
+from .tiles import Sums
 
 
 def chunked_vocab_mixture(
@@ -73,71 +73,6 @@ def chunked_vocab_mixture(
     )
 
 
-class _Call:
-    """Everything both sweeps read; one instance a sweep."""
-
-    def __init__(self, x, weight, table, bias, gamma, beta, stats, eps, blocks) -> None:
-        self.dtype = statistics_dtype(x)
-        self.operand = operand_dtype(x, self.dtype)
-        self.x, self.weight, self.table = x, weight, table
-        self.bias, self.gamma, self.beta = bias, gamma, beta
-        self.blocks = Blocks(*blocks)
-        self.tiles = select_tiles(x.device)
-        self.xs = x.to(self.operand)
-        self.rows = Rows(None, None)
-        if stats:
-            mu, variance = VocabStats(*stats).moments(x.to(self.dtype))
-            self.rows = Rows(mu, torch.rsqrt(variance + eps))
-
-    def full(self, vector: Tensor | None, block: slice) -> Tensor | None:
-        return None if vector is None else vector[block].to(self.dtype)
-
-    def columns(self, block: slice) -> Columns:
-        return Columns(*(self.full(v, block) for v in (self.bias, self.gamma, self.beta)))
-
-    def vocabulary(self):
-        """Yield each block's slice."""
-        vocab, columns = self.weight.shape[0], self.blocks.columns
-        for start in range(0, vocab, columns):
-            yield slice(start, min(start + columns, vocab))
-
-    def row_slices(self) -> list[slice]:
-        count, rows = len(self.xs), self.blocks.rows
-        return [slice(start, min(start + rows, count)) for start in range(0, count, rows)]
-
-    def room_for_logits(self) -> Tensor:
-        vocab = self.weight.shape[0] if self.blocks.kept else 0
-        return self.x.new_empty((len(self.xs) * vocab,), dtype=self.dtype)
-
-    def kept_tile(self, kept: Tensor, block: slice, rows: slice) -> Tensor | None:
-        """Where a tile of logits is kept, ``[R, K]``; each lies in one piece, by columns."""
-        if not self.blocks.kept:
-            return None
-        count, columns = rows.stop - rows.start, block.stop - block.start
-        start = block.start * len(self.xs) + rows.start * columns
-        return kept[start : start + count * columns].view(columns, count).T
-
-    def target_z_hat(self, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Clamped ids and ẑ (z without the LayerNorm) at each target, ``[N, M]``."""
-        ids = targets.clamp_min(0)
-        xs = self.x.to(self.dtype)
-        columns = [(xs * self.weight[column].to(self.dtype)).sum(-1) for column in ids.T]
-        z = torch.stack(columns, -1) if columns else xs.new_zeros(ids.shape)
-        if self.bias is not None:
-            z = z + self.bias[ids].to(self.dtype)
-        if self.rows.mu is not None:
-            z = (z - self.rows.mu[:, None]) * self.rows.rstd[:, None]
-        return ids, z
-
-    def target_logits(self, targets: Tensor) -> Tensor:
-        ids, s = self.target_z_hat(targets)
-        if self.gamma is not None:
-            s = s * self.gamma[ids].to(self.dtype)
-        if self.beta is not None:
-            s = s + self.beta[ids].to(self.dtype)
-        return s * (targets >= 0)
-
-
 @torch.library.custom_op("alignvlm::vocab_mixture", mutates_args=())
 def _forward(
     x: Tensor,
@@ -157,7 +92,7 @@ def _forward(
     if targets is not None:
         check_targets(targets, weight.shape[0])  # in here, where compilers do not look
     with full_precision(x):
-        call = _Call(x, weight, table, bias, gamma, beta, stats, eps, blocks)
+        call = Sweep(x, weight, table, bias, gamma, beta, stats, eps, blocks)
         mixture, lse, kept = _sweep_forward(call)
         target_logits = x.new_empty(0) if targets is None else call.target_logits(targets)
     if table is None or mixture.dtype == table.dtype:
@@ -165,7 +100,7 @@ def _forward(
     return mixture.to(table.dtype), lse, target_logits, mixture, kept
 
 
-def _sweep_forward(call: _Call) -> tuple[Tensor, Tensor, Tensor]:
+def _sweep_forward(call: Sweep) -> tuple[Tensor, Tensor, Tensor]:
     count = len(call.xs)
     table = call.table
     peak = call.xs.new_full((count,), -torch.inf, dtype=call.dtype)
@@ -259,7 +194,7 @@ def _backward(
 ) -> list[Tensor]:
     """Gradients of those of the first six arguments that are ``wanted``, in order."""
     with full_precision(x):
-        call = _Call(x, weight, table, bias, gamma, beta, stats, eps, blocks)
+        call = Sweep(x, weight, table, bias, gamma, beta, stats, eps, blocks)
         tied = tied and table is not None and wanted[1]
         one_tile = len(call.row_slices()) == 1
         grads = Gradients(x, weight, table, call.dtype, wanted, tied=tied, one_tile=one_tile)
@@ -277,7 +212,7 @@ def _backward(
         return grads.results((x, weight, table, bias, gamma, beta))
 
 
-def _sweep_backward(call: _Call, grads: Gradients, g, kept, lse, offset) -> None:
+def _sweep_backward(call: Sweep, grads: Gradients, g, kept, lse, offset) -> None:
     g = None if g is None else g.to(call.operand)
     for block in call.vocabulary():
         w = call.weight[block].to(call.operand)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from .products import accumulate, product
 from .statistics import VocabStats
-
-if TYPE_CHECKING:
-    from .chunked import _Call
+from .sweep import Sweep
 
 BLOCK_BYTES = 32 * 2**20
 """The correction of the weight's gradient works on pieces of about this size."""
@@ -92,7 +88,7 @@ class Gradients:
     def row_sums(self, rows: slice) -> tuple[Tensor | None, Tensor | None]:
         return (self.s1[rows], self.s2[rows]) if self.needs_sums else (None, None)
 
-    def add_targets(self, ids: Tensor, z_hat: Tensor, t: Tensor, call: _Call) -> None:
+    def add_targets(self, ids: Tensor, z_hat: Tensor, t: Tensor, call: Sweep) -> None:
         """The target logits' own terms: ds gets t at each target, a few gathered rows in all."""
         xs = call.x.to(self.dtype)
         for index, z, ds in zip(ids.T, z_hat.T, t.T, strict=True):
@@ -121,7 +117,7 @@ class Gradients:
         summed = rows.new_zeros(len(ids), rows.shape[1]).index_add_(0, which, rows)
         total[ids] = (total[ids].to(self.dtype) + summed).to(total.dtype)
 
-    def correct(self, call: _Call, stats: VocabStats, *, fixed: bool) -> None:
+    def correct(self, call: Sweep, stats: VocabStats, *, fixed: bool) -> None:
         """The LayerNorm's share of dx, dW and db: deferred rank-one and D x D terms."""
         xs, r = call.x.to(self.dtype), call.rows.rstd
         assert r is not None

@@ -1,9 +1,10 @@
-"""The page encoder that reads; see :mod:`alignvlm.reader.model`."""
+"""The page encoder that reads; see :mod:`alignvlm.reader.reader_model`."""
 
-from .config import ReaderConfig
-from .model import ReaderModel, ReaderOutput
+from .characters import Characters
 from .page import PageTokens, Row
-from .spelling import Characters, Spelled, Speller
+from .reader_config import ReaderConfig
+from .reader_model import ReaderModel, ReaderOutput
+from .spelling import Spelled, Speller
 
 __all__ = [
     "Characters",

@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, groupby, product
 from operator import itemgetter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,10 +21,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .characters import Characters
 from .cut import Tokens, rank
-
-if TYPE_CHECKING:
-    from .spelling import Characters
 
 HYPOTHESES = 256
 """Other spellings of a line that are looked at, the most probable ones."""

@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 
 from .boxes import Boxes
+from .characters import Characters
 from .order import reading_order
 from .page import Row
 from .recognise import Line, joined
-from .spelling import Characters
 
 LEAST_SURENESS = 0.5
 """Lines that are less sure are no text, as RapidOCR has it."""

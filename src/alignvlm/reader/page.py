@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .spelling import Characters
+from .characters import Characters
 
 Box = tuple[float, float, float, float]
 

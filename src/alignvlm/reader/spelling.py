@@ -28,27 +28,9 @@ from jaxtyping import Float, Int, UInt8
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from .characters import Characters
 from .cut import Cutter, Tokens
 from .doubt import Other, Window, disagreeing, hypotheses, share, votes_of
-
-
-class Characters(NamedTuple):
-    """One line of text as characters, in reading order.
-
-    Attributes:
-        text: the most probable character at each of n positions.
-        options: n strings: the other characters that a position may be, best first; empty where it
-            is sure. At most k long.
-        log_ratio: float ``[n, k]``, log p(option) - log p(best) of each option, -inf where there is
-            none. Gradients flow through it.
-
-    Example:
-        >>> sure = Characters("Total", ("",) * 5, torch.zeros(5, 0))
-    """
-
-    text: str
-    options: tuple[str, ...]
-    log_ratio: Float[Tensor, "n k"]
 
 
 class Spelled(NamedTuple):
@@ -99,14 +81,14 @@ class Speller:
 
     @classmethod
     def from_buffer(
-        cls, buffer: UInt8[Tensor, "bytes"], *, kept: Iterable[int] | None = None
+        cls, buffer: UInt8[Tensor, " bytes"], *, kept: Iterable[int] | None = None
     ) -> Speller:
         """The speller that :meth:`to_buffer` stored; ``kept`` is not stored."""
         speller = cls.__new__(cls)
         speller._load(zlib.decompress(buffer.cpu().numpy().tobytes()).decode(), kept)
         return speller
 
-    def to_buffer(self) -> UInt8[Tensor, "bytes"]:
+    def to_buffer(self) -> UInt8[Tensor, " bytes"]:
         """The tokenizer's JSON, compressed: a module's buffer, so that weights can carry it."""
         return torch.frombuffer(bytearray(zlib.compress(self._json.encode())), dtype=torch.uint8)
 

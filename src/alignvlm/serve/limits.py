@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import AlignVLMError, ConfigError
-from ..image_processor import MAX_PIXELS
+from ..processing.image_processor import MAX_PIXELS
 
 MIB = 2**20
 LONGEST_RETRY = 60
@@ -90,7 +90,7 @@ class RequestError(AlignVLMError):
 
 
 @dataclass
-class Line:
+class WaitingLine:
     """One request is answered at a time, at most ``length`` wait, first come first served.
 
     A place in the line is taken before the body is read, so that at most ``length + 1`` bodies are

@@ -22,12 +22,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import ConfigError
-from ..generation import AlignVLMForConditionalGeneration
-from ..processor import AlignVLMProcessor
-from .chat import ChatEndpoint, refuse
-from .generation import Generator
-from .limits import Limits, Line, RequestError
-from .metrics import Measured, Metrics
+from ..model.generation import AlignVLMForConditionalGeneration
+from ..processing.processor import AlignVLMProcessor
+from .chat_endpoint import ChatEndpoint, refuse
+from .completions import Generator
+from .limits import Limits, RequestError, WaitingLine
+from .telemetry import Measured, Metrics
 
 CHAT = "/v1/chat/completions"
 LOCAL = ("127.0.0.1", "[::1]", "localhost")
@@ -95,7 +95,7 @@ def create_app(
     """The server as an ASGI application.
 
     Args:
-        model, processor: as :func:`alignvlm.ask.load_model` gives them.
+        model, processor: as :func:`alignvlm.inference.ask.load_model` gives them.
         name: of the model, as clients ask for it.
         limits: default: those of :class:`Limits`.
         api_key: None: nobody is asked for one.
@@ -109,7 +109,7 @@ def create_app(
     ):
         raise ConfigError("the API key must be printable ASCII characters, and not empty")
     limits = limits or Limits()
-    line = Line(limits.queue)
+    line = WaitingLine(limits.queue)
     metrics = Metrics(line)
     generator = Generator(model, processor, limits)
     chat = ChatEndpoint(generator, name, limits, line, metrics)
@@ -214,7 +214,7 @@ def run(
             "(ALIGNVLM_API_KEY or --api-key), or say --allow-no-key"
         )
     with listen(host, port) as listener:
-        from ..ask import load_model
+        from ..inference.ask import load_model
 
         name = name or model_name(reference)
         model, processor = load_model(reference)

@@ -1,6 +1,6 @@
 """Training: recipes, stages, and running them on transformers' Trainer."""
 
 from .recipe import Recipe, load_recipe
-from .run import train
+from .training import train
 
 __all__ = ["Recipe", "load_recipe", "train"]

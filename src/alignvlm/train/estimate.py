@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from ..compose import vision_config
-from ..config import AlignVLMConfig
+from ..compose.assemble import vision_config
 from ..errors import AlignVLMError, ConfigError
-from ..generation import AlignVLMForConditionalGeneration
-from ..hub import resolve
+from ..model.config import AlignVLMConfig
+from ..model.generation import AlignVLMForConditionalGeneration
 from ..tiling import Grid, token_row_lengths
+from ..weights.resolve import resolve
 from .recipe import ModelSpec, Recipe, StageSpec
 from .stages import learning_rate, part_of, set_trainable
 

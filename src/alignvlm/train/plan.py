@@ -19,10 +19,10 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-from ..config import AlignConfig
+from ..connectors.configs import AlignConfig
 from ..data.sources import JsonlSource
 from ..errors import ConfigError, nearest
-from ..generation import AlignVLMForConditionalGeneration
+from ..model.generation import AlignVLMForConditionalGeneration
 from .estimate import TEXT_TOKENS, StageSizes, largest_page, meta_model, stage_sizes
 from .recipe import HubSourceSpec, JsonlSourceSpec, Recipe, RenderSourceSpec, StageSpec
 from .stages import build_source, part_of

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ..config import CONNECTOR_TYPES, ConnectorConfig
-from ..data.render import RenderSpec
+from ..connectors.configs import CONNECTOR_TYPES, ConnectorConfig
+from ..data.synthetic.render import RenderSpec
 from ..errors import ConfigError, nearest
 
 
@@ -290,14 +290,14 @@ def _all_keys() -> set[str]:
         Recipe, ModelSpec, TilingSpec, StageSpec, LossSpec, RenderSourceSpec, JsonlSourceSpec,
         HubSourceSpec, BenchmarkSourceSpec, RenderSpec,
     ]  # fmt: skip
-    from .. import config
+    from ..model import config
 
     models += [c for c in vars(config).values() if _is_connector_config(c)]
     return {key for model in models for key in model.model_fields}
 
 
 def _is_connector_config(value: Any) -> bool:
-    from ..config import ConnectorConfigBase
+    from ..connectors.configs import ConnectorConfigBase
 
     return isinstance(value, type) and issubclass(value, ConnectorConfigBase)
 

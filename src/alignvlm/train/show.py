@@ -8,14 +8,14 @@ from typing import Any
 
 from PIL import Image
 
-from ..compose import build_config, load_tokenizer, vision_config
-from ..data import chat
+from ..compose.assemble import build_config, load_tokenizer, vision_config
+from ..data import encode
 from ..data.ground import GroundTruth, as_words, page_targets
 from ..data.records import load_images
 from ..data.sources import JsonlSource, Source
 from ..errors import AlignVLMError, DataError
-from ..losses import IGNORE
-from ..processor import AlignVLMProcessor
+from ..model.losses import IGNORE
+from ..processing.processor import AlignVLMProcessor
 from ..tiling import Grid
 from .recipe import Recipe, load_recipe
 from .stages import build_mix
@@ -123,7 +123,7 @@ def show(
         raise DataError(f"{reference} has {len(source)} samples, there is no number {index}")
     config, processor = _loaded(model) if model is not None else _parts(recipe)
     record = source[index]
-    sample = chat.encode(record, processor)
+    sample = encode.encode(record, processor)
     ids, labels = sample["input_ids"].tolist(), sample["labels"].tolist()
     images = load_images(record)
     grids = sample["image_grids"].tolist() if "image_grids" in sample else []
@@ -158,7 +158,7 @@ def _parts(recipe: Recipe | None) -> tuple[Any, AlignVLMProcessor]:
     """Config and processor of a recipe, without building its model."""
     from transformers import AutoConfig
 
-    from ..hub import resolve
+    from ..weights.resolve import resolve
 
     assert recipe is not None
     spec = recipe.model
@@ -181,7 +181,7 @@ def _parts(recipe: Recipe | None) -> tuple[Any, AlignVLMProcessor]:
 def _loaded(model: str) -> tuple[Any, AlignVLMProcessor]:
     from transformers import AutoConfig, AutoProcessor
 
-    from ..hub import resolve
+    from ..weights.resolve import resolve
 
     folder = resolve(model)
     return AutoConfig.from_pretrained(folder), AutoProcessor.from_pretrained(folder)

@@ -13,13 +13,13 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..connectors import AlignConnector
-from ..data import chat
-from ..data.benchmarks import BENCHMARKS
+from ..data import encode
+from ..data.benchmarks.tables import BENCHMARKS
 from ..data.records import Record
 from ..data.sources import HubSource, JsonlSource, MixedSource, RenderSource, Source, limit
 from ..errors import ConfigError, DataError
-from ..generation import AlignVLMForConditionalGeneration
-from ..processor import AlignVLMProcessor
+from ..model.generation import AlignVLMForConditionalGeneration
+from ..processing.processor import AlignVLMProcessor
 from .recipe import (
     BenchmarkSourceSpec,
     HubSourceSpec,
@@ -128,19 +128,19 @@ class StageDataset(Dataset):
         for offset in range(len(self.source)):
             try:
                 return self._encode(self.source[(index + offset) % len(self.source)], index)
-            except chat.TooLong:
+            except encode.TooLong:
                 self.dropped += 1
         raise DataError(f"every sample is longer than max_length={self.stage.max_length}")
 
     def _encode(self, record: Record, index: int) -> dict[str, Tensor]:
         stage = self.stage
         if stage.loss.lm:
-            sample = chat.encode_fitting(record, self.processor, self.config, stage.max_length)
+            sample = encode.encode_fitting(record, self.processor, self.config, stage.max_length)
         else:
-            sample = chat.encode_images(record, self.processor)
+            sample = encode.encode_images(record, self.processor)
         if stage.loss.vocab and "image_grids" in sample:
             assert isinstance(self.connector, AlignConnector)
-            sample["vocab_targets"] = chat.vocab_targets(
+            sample["vocab_targets"] = encode.vocab_targets(
                 record,
                 sample["image_grids"],
                 self.config,

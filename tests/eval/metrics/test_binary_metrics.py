@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from alignvlm.errors import DataError
-from alignvlm.eval.metrics import METRICS, pope_verdict, read_pope, read_yes_no, tabfact_accuracy
+from alignvlm.eval.metrics import (
+    METRICS,
+    pope_verdict,
+    read_pope,
+    read_yes_no,
+    tabfact_accuracy,
+)
 
 
 @pytest.mark.parametrize(

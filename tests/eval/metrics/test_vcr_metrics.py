@@ -6,7 +6,7 @@ import pytest
 
 from alignvlm.errors import DataError
 from alignvlm.eval.metrics import METRICS, vcr_verdict
-from alignvlm.eval.metrics.vcr import best_stretch, english_tokens
+from alignvlm.eval.metrics.vcr_overlap import best_stretch, english_tokens
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,6 @@ What each agrees with, and where it does not, is in docs/evaluation-metrics.md.
 
 from __future__ import annotations
 
-from . import base
-from .base import Answers, Metric, Verdict, mean_score, micro_f1, scored
 from .binary import (
     pope_accuracy,
     pope_verdict,
@@ -18,8 +16,9 @@ from .binary import (
 from .captions import cider_verdict, cider_verdicts
 from .denotation import denotation_accuracy
 from .fields import field_verdict, sroie_verdict
+from .metric import Answers, Metric, Verdict, mean_score, micro_f1, precision, recall, scored
 from .strings import anls, relaxed_accuracy
-from .vcr import vcr_exact_match, vcr_jaccard, vcr_verdict
+from .vcr_overlap import vcr_exact_match, vcr_jaccard, vcr_verdict
 from .vqa import textvqa_accuracy, vqa_accuracy
 
 METRICS: dict[str, Metric] = {
@@ -37,8 +36,8 @@ METRICS: dict[str, Metric] = {
         Metric("vcr_jaccard", vcr_verdict, vcr_jaccard),
         Metric("pope_accuracy", pope_verdict, pope_accuracy),
         Metric("pope_f1", pope_verdict, micro_f1),
-        Metric("pope_precision", pope_verdict, base.precision),
-        Metric("pope_recall", pope_verdict, base.recall),
+        Metric("pope_precision", pope_verdict, precision),
+        Metric("pope_recall", pope_verdict, recall),
         Metric("pope_yes_ratio", pope_verdict, pope_yes_ratio),
         Metric("cider", cider_verdict, mean_score, cider_verdicts),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ...errors import DataError
-from .base import Answers, Verdict, alternatives, ratio
+from .metric import Answers, Verdict, alternatives, ratio
 
 YES = frozenset(("yes", "true", "supported", "entailed", "correct", "1"))
 NO = frozenset(("no", "false", "refuted", "unsupported", "incorrect", "0"))

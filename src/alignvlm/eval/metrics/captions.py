@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from ...errors import ConfigError, DataError
-from .base import Answers, Verdict, alternatives
+from .metric import Answers, Verdict, alternatives
 
 _TOKEN = re.compile(
     r"""[^\W_]+?(?=n['’]t\b) | n['’]t\b | ['’](?:s|re|ve|ll|d|m)\b

@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .base import Answers, alternatives
+from .metric import Answers, alternatives
 
 SEPARATOR = "|"
 """Between the items of a predicted list."""

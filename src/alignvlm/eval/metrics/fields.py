@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Answers, Verdict
+from .metric import Answers, Verdict
 
 ABSENT = "NONE"
 """A prediction that says the document lacks the field (any case), like an empty one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from ...errors import ConfigError
-from .base import Answers, alternatives
+from .metric import Answers, alternatives
 
 ANLS_THRESHOLD = 0.5
 RELATIVE_TOLERANCE = 0.05

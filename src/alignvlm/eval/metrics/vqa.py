@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from itertools import chain
 
-from .base import Answers, alternatives
+from .metric import Answers, alternatives
 
 ARTICLES = frozenset(("a", "an", "the"))
 _UNITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError, nearest
-from .base import Sample, Task
-from .hub import HUB_TASKS, HubTaskSpec
-from .local import LOCAL_TASKS, LocalTask
+from .hub_tasks import HUB_TASKS, HubTaskSpec
+from .local_tasks import LOCAL_TASKS, LocalTask
+from .task import Sample, Task
 from .vcr import VCR, VCRSpec
 
 __all__ = ["TASKS", "Sample", "Task", "load_task"]
@@ -28,7 +28,7 @@ def load_task(
             a local copy, or ``None`` to read the hub; for ``vcr`` a plain text file.
         split: ``None`` is the task's default.
         options: how pages are made: ``max_pages`` and ``dpi`` of PDFs, options of
-            :func:`alignvlm.data.render.render_table`, fields of
+            :func:`alignvlm.data.synthetic.render.render_table`, fields of
             :class:`alignvlm.eval.tasks.vcr.VCRStyle`. They are part of ``task.settings()``.
 
     Raises:

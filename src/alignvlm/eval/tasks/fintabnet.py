@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 
 from ..metrics import Metric
-from ..metrics.base import Answers, alternatives, mean_score, scored
 from ..metrics.denotation import normalize
+from ..metrics.metric import Answers, alternatives, mean_score, scored
 
 _UNITS = re.compile(
     r"\b(dollar|gallons|square feet|shares|mbtu|mbpd|mbbls|mmbtu|unit|gwh|year|mmcf|mile|mboe)s?\b"

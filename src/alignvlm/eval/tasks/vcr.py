@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ...data.corpus import passages_from
-from ...data.fonts import drawn_as, load_font, plain_font
+from ...data.synthetic.corpus import passages_from
+from ...data.synthetic.fonts import drawn_as, load_font, plain_font
 from ...errors import DataError, nearest
-from .base import Sample, Task, digest_files, metrics_named
+from .task import Sample, Task, digest_files, metrics_named
 
 STRIPS = {"easy": 2, "hard": 1}
 """Setting to how many px of the small letters stay visible at the top and at the bottom.

@@ -1,0 +1,5 @@
+"""``python -m alignvlm``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Many files, resumable, on one machine or on Ray."""

@@ -1,0 +1,5 @@
+"""The command line: one verb, one importable function."""
+
+from .app import main
+
+__all__ = ["main"]

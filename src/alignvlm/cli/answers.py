@@ -1,0 +1,311 @@
+"""The command line's ``ask`` and ``embed``: pages in, an answer or prompt embeddings out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from ..errors import AlignVLMError, ConfigError, DataError
+
+if TYPE_CHECKING:
+    from ..documents.page_images import PageImage, Pages
+    from ..inference.ask import Answer
+    from ..inference.cite import Citation
+
+MAX_PAGES = 8
+"""Pages used unless more are asked for."""
+
+PageRange = Annotated[str | None, typer.Option(help="pages of each PDF or TIFF: 1-3,5")]
+MaxPages = Annotated[int, typer.Option(min=1, help="use at most so many pages in all")]
+Password = Annotated[str | None, typer.Option(help="opens encrypted PDFs")]
+Dpi = Annotated[float, typer.Option(help="resolution PDFs are rendered at")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON line.")]
+
+
+def ask(
+    model: Annotated[str, typer.Argument(help="folder or hub id of a trained model")],
+    arguments: Annotated[list[str], typer.Argument(metavar="FILE... QUESTION")],
+    pages: PageRange = None,
+    max_pages: MaxPages = MAX_PAGES,
+    password: Password = None,
+    each: Annotated[bool, typer.Option("--each", help="ask every page by itself")] = False,
+    boxes: Annotated[
+        bool, typer.Option("--boxes", help="print where on the page each answer word stands")
+    ] = False,
+    no_cite: Annotated[
+        bool, typer.Option("--no-cite", help="do not look the answer up on the pages; faster")
+    ] = False,
+    dpi: Dpi = 144,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    json_: Json = False,
+) -> None:
+    """Ask a question about pictures, PDFs, multi-page TIFFs and folders; - is standard input.
+
+    The answer comes with the page its words stand on, as P_vocab reads the pages.
+    """
+    if len(arguments) < 2:
+        raise AlignVLMError('ask needs at least one FILE and a "question" after the model')
+    *files, question = arguments
+    if not question.strip():
+        raise AlignVLMError("the question is empty")
+    if boxes and no_cite:
+        raise ConfigError("--boxes needs the citations that --no-cite leaves out")
+    found = _pages(files, pages, max_pages, password, dpi)
+    asker = _Asker(model, question, max_new_tokens, cites=not no_cite, boxes=boxes)
+    common = {"question": question, "files": files, "left_out": found.left_out}
+    if each:
+        answers = sorted((asker.ask([page]) for page in found), key=_rank)
+        data = {**common, "answers": [asker.data(*given) for given in answers]}
+        lines = [
+            line
+            for number, given in enumerate(answers)
+            for line in asker.lines_each(*given, best=number == 0)
+        ]
+    else:
+        given = asker.ask(list(found))
+        data = {**common, **asker.data(*given)}
+        lines = asker.lines(*given)
+    typer.echo(json.dumps(data, ensure_ascii=False) if json_ else "\n".join(lines))
+
+
+def _pages(
+    files: list[str], pages: str | None, max_pages: int, password: str | None, dpi: float
+) -> Pages:
+    """Pages to use; those that ``max_pages`` leaves out are named on stderr."""
+    from ..documents.opening import LockedPdfError
+    from ..documents.page_images import Pages
+
+    found = Pages(files, dpi=dpi, pages=pages, password=password, max_pages=max_pages)
+    try:
+        left_out = found.left_out  # opens every file
+    except LockedPdfError as error:
+        raise DataError(f"{error}, or give it with --password") from None
+    if left_out:
+        typer.echo(f"note: {left_out}", err=True)
+    return found
+
+
+class _Place(NamedTuple):
+    """Where a page came from, which is all that is kept of one that has been asked about."""
+
+    file: str
+    page: int
+
+
+@contextmanager
+def _shown_progress(model: Any) -> Iterator[None]:
+    """A bar of the lines read, on a terminal's stderr."""
+    from tqdm import tqdm
+
+    vision = model.model.vision_model
+    if not (hasattr(vision, "progress") and sys.stderr.isatty()):
+        yield
+        return
+    with tqdm(desc="reading", unit="line", file=sys.stderr, leave=False) as bar:
+
+        def show(done: int, lines: int) -> None:
+            bar.total, bar.n = lines, done
+            bar.refresh()
+
+        vision.progress = show
+        try:
+            yield
+        finally:
+            vision.progress = None
+
+
+class _Asker:
+    """A loaded model, what is asked, and how its answers are shown."""
+
+    def __init__(
+        self, model: str, question: str, max_new_tokens: int, *, cites: bool, boxes: bool
+    ) -> None:
+        from ..connectors import AlignConnector
+        from ..inference.ask import load_model
+
+        self.question, self.max_new_tokens, self.boxes = question, max_new_tokens, boxes
+        self.model, self.processor = load_model(model)
+        self.reads = isinstance(self.model.model.connector, AlignConnector)
+        if boxes and not self.reads:
+            raise ConfigError(f"--boxes needs the 'align' connector; {self._no_vocabulary()}")
+        self.cites = cites and self.reads
+        self.silent = not cites
+
+    def _no_vocabulary(self) -> str:
+        return f"this model's is {self.model.config.connector.type!r}, which has no P_vocab"
+
+    def ask(self, pages: list[PageImage]) -> tuple[Answer, list[_Place], list[Citation]]:
+        from ..inference.ask import ask, encode_pages
+        from ..inference.cite import cite, read_pages
+
+        images = [page.image for page in pages]
+        places = [_Place(page.file, page.page) for page in pages]
+        with _shown_progress(self.model):
+            encoded = encode_pages(self.model, self.processor, images)
+        for place, read in zip(places, encoded.pages or []):
+            if not len(read):
+                typer.echo(f"note: nothing was read on {place.file} page {place.page}", err=True)
+        answer = ask(
+            self.model,
+            self.processor,
+            images,
+            self.question,
+            max_new_tokens=self.max_new_tokens,
+            encoded=encoded,
+        )
+        if not (self.cites and answer.text):
+            return answer, places, []
+        read = read_pages(self.model, self.processor, pages, encoded=encoded)
+        return answer, places, cite(answer.text, read)
+
+    def data(
+        self, answer: Answer, pages: list[_Place], citations: list[Citation]
+    ) -> dict[str, Any]:
+        from ..inference.cite import cited_pages
+
+        data: dict[str, Any] = {
+            "answer": answer.text,
+            "log_probability": round(answer.log_probability, 4),
+            "pages": [page._asdict() for page in pages],
+            **_timings(answer),
+        }
+        if self.cites:
+            sources = cited_pages(citations)
+            data["source"] = [{"file": file, "page": page} for file, page in sources]
+        if self.boxes:
+            data["boxes"] = [asdict(citation) for citation in citations]
+        return data
+
+    def lines(self, answer: Answer, pages: list[_Place], citations: list[Citation]) -> list[str]:
+        """The answer, where it stands, and the boxes if they are wanted."""
+        return [answer.text, *self._sources(answer, citations)]
+
+    def lines_each(
+        self, answer: Answer, pages: list[_Place], citations: list[Citation], *, best: bool
+    ) -> list[str]:
+        (page,) = pages
+        mark, sure = "*" if best else " ", f"{answer.log_probability:.2f}"
+        text = " / ".join(answer.text.splitlines())
+        first = f"{mark} {page.file} page {page.page} (mean log-probability {sure}): {text}"
+        return [first, *(f"    {line}" for line in self._sources(answer, citations))]
+
+    def _sources(self, answer: Answer, citations: list[Citation]) -> list[str]:
+        from ..inference.cite import cited_pages
+
+        if self.silent:
+            return []
+        if not self.cites:
+            return [f"source: unknown, {self._no_vocabulary()}"]
+        if not citations:
+            return ["source: none of the answer's words was found on the pages as they are read"]
+        lines = []
+        for file, page in cited_pages(citations):
+            here = [c for c in citations if (c.file, c.page) == (file, page)]
+            words = " ".join(citation.word for citation in here)
+            lines.append(f"source: {file} page {page} ({words})")
+            lines += [_box_line(citation) for citation in here] if self.boxes else []
+        return lines
+
+
+def _rank(given: tuple[Answer, Any, Any]) -> tuple[bool, float]:
+    """The surest first; an empty answer is no answer, however sure."""
+    answer = given[0]
+    return not answer.text, -answer.log_probability
+
+
+def _box_line(citation: Citation) -> str:
+    def numbers(box: tuple[float, ...]) -> str:
+        return " ".join(f"{value:.1f}" for value in box)
+
+    points = f", {numbers(citation.points)} pt" if citation.points else ""
+    return (
+        f"  {citation.word}: page {citation.page}, {numbers(citation.box)} px{points}; "
+        f"score {citation.score:.2f}"
+    )
+
+
+def _timings(answer: Answer) -> dict[str, Any]:
+    return {
+        "visual_tokens": answer.visual_tokens,
+        "kept_visual_tokens": answer.kept_visual_tokens,
+        "prompt_tokens": answer.prompt_tokens,
+        "new_tokens": answer.new_tokens,
+        "prefill_ms": round(answer.prefill_ms, 1),
+        "total_ms": round(answer.total_ms, 1),
+    }
+
+
+def embed(
+    model: Annotated[str, typer.Argument(help="folder or hub id of a trained model")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE...")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="file to write: .safetensors or .pt")
+    ] = None,
+    question: Annotated[
+        str | None, typer.Option(help="write the whole chat prompt; default: the pages alone")
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option(help="safetensors, or pt (vLLM's); default: by the file's name")
+    ] = None,
+    base64: Annotated[
+        bool, typer.Option("--base64", help="print what vLLM's server takes as prompt_embeds")
+    ] = False,
+    pages: PageRange = None,
+    max_pages: MaxPages = MAX_PAGES,
+    password: Password = None,
+    dpi: Dpi = 144,
+    json_: Json = False,
+) -> None:
+    """Write pages as prompt embeddings, which the bare language model can be served with."""
+    from ..inference.embed import FORMATS
+
+    if out is None and not base64:
+        raise ConfigError("embed needs --out FILE, or --base64 to print")
+    if question is not None and not question.strip():
+        raise AlignVLMError("the question is empty")
+    format = format or ("safetensors" if out is None else out.suffix.removeprefix("."))
+    if format not in FORMATS:
+        raise ConfigError(f"unknown format {format!r}: choose --format {' or '.join(FORMATS)}")
+    found = _pages(files, pages, max_pages, password, dpi)
+    from ..inference.ask import load_model
+    from ..inference.embed import embed_pages, embed_prompt, to_base64, write_embeds
+
+    loaded, processor = load_model(model)
+    taken = list(found)
+    images = [page.image for page in taken]
+    made = (
+        embed_pages(loaded, processor, images)
+        if question is None
+        else embed_prompt(loaded, processor, images, question)
+    )
+    where = [f"{page.file} page {page.page}" for page in taken]
+    tokens, width = made.embeds.shape
+    data: dict[str, Any] = {
+        "model": model,
+        "pages": [{"file": page.file, "page": page.page} for page in taken],
+        "left_out": found.left_out,
+        "question": question,
+        "tokens": tokens,
+        "width": width,
+        "dtype": "float32",
+        "visual_tokens": made.visual_tokens,
+        "kept_visual_tokens": made.kept_visual_tokens,
+    }
+    if out is not None:
+        written = {key: data[key] for key in ("model", "dtype", "question") if data[key]}
+        write_embeds(made.embeds, out, format, {**written, "pages": "; ".join(where)})
+        data["out"] = str(out)
+    if base64:
+        data["prompt_embeds"] = to_base64(made.embeds)
+    text = data["prompt_embeds"] if base64 else (
+        f"{', '.join(where)}: {tokens} tokens of {width}, {made.kept_visual_tokens} of "
+        f"{made.visual_tokens} visual tokens kept\nwrote {out}"
+    )  # fmt: skip
+    typer.echo(json.dumps(data, ensure_ascii=False) if json_ else text)

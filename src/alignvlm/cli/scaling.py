@@ -1,0 +1,98 @@
+"""The command line's ``batch`` and ``plan``: many documents, many GPUs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import ConfigError
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON line.")]
+
+
+def batch(
+    model: Annotated[str, typer.Argument(help="folder or hub id of a trained model")],
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="folder of PDFs and pictures, or records.jsonl")
+    ],
+    out: Annotated[Path, typer.Option(help="folder of the rows; a rerun goes on")],
+    question: Annotated[
+        str | None, typer.Option(help="asked about every page; default: read the text")
+    ] = None,
+    actors: Annotated[
+        int | None,
+        typer.Option(min=1, help="models loaded at once; default: one a GPU, or one a machine"),
+    ] = None,
+    num_gpus: Annotated[
+        float | None, typer.Option(min=0, help="GPUs of each actor, perhaps a fraction")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="pages answered together")] = 4,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="length of an answer")] = 512,
+    dpi: Annotated[float, typer.Option(help="resolution PDFs are rendered at")] = 144,
+    repetition_guard: Annotated[
+        bool, typer.Option(help="end an answer that goes round in circles")
+    ] = True,
+    retry_errors: Annotated[bool, typer.Option(help="ask again what ended in an error")] = False,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster: auto or HOST:PORT; default: this machine")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Ask about every page of a folder, or every record of a JSONL file, on Ray."""
+    from ..batch.driver import batch as run
+    from ..batch.pool import Pool
+    from ..batch.requests import Asking
+
+    asked = {} if question is None else {"question": question}
+    asking = Asking(
+        dpi=dpi, max_new_tokens=max_new_tokens, repetition_guard=repetition_guard, **asked
+    )
+    summary = run(
+        model,
+        source,
+        out,
+        asking=asking,
+        pool=Pool(address, actors, num_gpus, batch_size),
+        retry_errors=retry_errors,
+        progress=sys.stderr.isatty() and not json_,
+    )
+    typer.echo(json.dumps(summary.to_dict(), ensure_ascii=False) if json_ else summary.to_text())
+
+
+def plan(
+    recipe: Annotated[str, typer.Argument(help="a shipped recipe's name, or a YAML file")],
+    gpus: Annotated[int, typer.Option(min=1, help="how many, on all machines")] = 8,
+    gpu: Annotated[str, typer.Option(help="h100, h200, a100-80, a100-40, l40s, rtx4090")] = "h100",
+    mfu: Annotated[
+        float, typer.Option(help="assumed share of the peak rate that the model's operations reach")
+    ] = 0.35,
+    tiles: Annotated[
+        float | None, typer.Option(help="of an average page; default: the most a page can have")
+    ] = None,
+    samples: Annotated[
+        list[str] | None, typer.Option(help="samples of a stage: STAGE=N. Repeatable.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a recipe key: a.b=value. Repeatable."),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Say what a recipe takes on many GPUs: memory, operations, hours. Loads no weights."""
+    from ..train.plan import plan as run
+    from ..train.recipe import load_recipe
+
+    counts = dict(_count(text) for text in samples or [])
+    made = run(load_recipe(recipe, set_), gpus, gpu, mfu=mfu, tiles=tiles, samples=counts)
+    typer.echo(json.dumps(made.to_dict(), ensure_ascii=False) if json_ else made.to_text())
+
+
+def _count(text: str) -> tuple[str, int]:
+    stage, sign, number = text.partition("=")
+    if not sign or not number.strip().isdigit():
+        raise ConfigError(f"--samples {text}: write it as STAGE=N")
+    return stage.strip(), int(number)

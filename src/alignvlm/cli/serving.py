@@ -1,0 +1,71 @@
+"""The command line's ``serve``: a model behind OpenAI's chat interface."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ..errors import ConfigError
+
+MIB = 2**20
+
+
+def serve(
+    model: Annotated[str, typer.Argument(help="folder or hub id of a trained model")],
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8000,
+    name: Annotated[
+        str | None, typer.Option(help="what clients call the model; default: its folder's name")
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="ALIGNVLM_API_KEY",
+            help="key that clients must send; safer in the environment, where ps does not show it",
+        ),
+    ] = None,
+    allow_no_key: Annotated[
+        bool, typer.Option("--allow-no-key", help="let other machines ask without a key")
+    ] = False,
+    allow_urls: Annotated[
+        bool, typer.Option("--allow-urls", help="fetch http(s) addresses that requests name")
+    ] = False,
+    max_body_mib: Annotated[int, typer.Option(min=1, help="size of a request")] = 32,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="pixels of a picture or PDF page")
+    ] = 40_000_000,
+    max_images: Annotated[int, typer.Option(min=1, help="pictures and PDF pages of a request")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="tokens of an answer")] = 1024,
+    queue: Annotated[
+        int, typer.Option(min=0, help="requests that may wait; one is answered at a time")
+    ] = 16,
+    timeout: Annotated[float, typer.Option(help="seconds a request may take")] = 120.0,
+) -> None:
+    """Serve a model to OpenAI's clients: POST /v1/chat/completions, /health, /metrics."""
+    try:
+        from ..serve.limits import Limits
+        from ..serve.server import run
+    except ImportError as error:
+        raise ConfigError(
+            f"serve needs the serve extra ({error.name} is missing): pip install 'alignvlm[serve]'"
+        ) from None
+    limits = Limits(
+        max_body=max_body_mib * MIB,
+        max_pixels=max_pixels,
+        max_images=max_images,
+        max_new_tokens=max_new_tokens,
+        queue=queue,
+        timeout=timeout,
+        allow_urls=allow_urls,
+    )
+    run(
+        model,
+        host=host,
+        port=port,
+        name=name,
+        limits=limits,
+        api_key=api_key,
+        allow_no_key=allow_no_key,
+        report=typer.echo,
+    )

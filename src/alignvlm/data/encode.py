@@ -1,0 +1,186 @@
+"""A conversation becomes ids and a label mask; a page becomes targets for P_vocab."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..connectors import AlignConnector
+from ..errors import DataError
+from ..model.config import AlignVLMConfig
+from ..model.losses import IGNORE
+from ..processing.processor import AlignVLMProcessor
+from ..tiling import Grid
+from .ground import as_words, page_targets, subsample_blanks, tile_targets
+from .records import Record, load_images
+
+
+class TooLong(DataError):
+    """A sample longer than the stage's ``max_length``: it is dropped, never cut."""
+
+
+def chat_messages(record: Record) -> list[dict[str, Any]]:
+    """The record's messages with its images inside, as ``apply_chat_template`` takes them."""
+    images = iter(load_images(record))
+    return [
+        {
+            "role": message["role"],
+            "content": [
+                {"type": "image", "image": next(images)} if part["type"] == "image" else part
+                for part in message["content"]
+            ],
+        }
+        for message in record.messages
+    ]
+
+
+def encode(
+    record: Record, processor: AlignVLMProcessor, *, max_length: int | None = None
+) -> dict[str, Tensor]:
+    """Ids, labels and tiles of one record.
+
+    Returns:
+        ``input_ids``, ``attention_mask``, ``labels`` int64 ``[L]`` (-100 outside the assistant's
+        turns), and with images ``pixel_values [T, 3, h, w]`` and ``image_grids [images, 3]``.
+
+    Raises:
+        DataError: no assistant turn, or placeholders do not fit; names the record.
+        TooLong: more than ``max_length`` tokens.
+    """
+    try:
+        batch = processor.apply_chat_template(
+            [chat_messages(record)],
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            return_tensors="pt",
+        )
+    except DataError as error:
+        raise DataError(f"{record.id}: {error}") from None
+    ids = batch["input_ids"][0]
+    mask = torch.as_tensor(batch["assistant_masks"][0], dtype=torch.bool)
+    if not bool(mask.any()):
+        raise DataError(f"{record.id}: no assistant turn to learn from")
+    if max_length is not None:
+        check_length(record, len(ids), max_length)
+    sample = {
+        "input_ids": ids,
+        "attention_mask": batch["attention_mask"][0],
+        "labels": ids.masked_fill(~mask, IGNORE),
+    }
+    for key in ("pixel_values", "image_grids"):
+        if key in batch:
+            sample[key] = batch[key]
+    return sample
+
+
+def check_length(record: Record, length: int, max_length: int) -> None:
+    """Refuse a sample of more than ``max_length`` tokens.
+
+    Raises:
+        TooLong: it has more; names the record.
+    """
+    if length > max_length:
+        raise TooLong(f"{record.id}: {length} tokens, more than max_length={max_length}")
+
+
+def encode_fitting(
+    record: Record, processor: AlignVLMProcessor, config: AlignVLMConfig, max_length: int | None
+) -> dict[str, Tensor]:
+    """:func:`encode`, with the limit on what the language model gets: most placeholders of a page
+    may stand for blanks that are dropped before it.
+
+    Raises:
+        TooLong: more than ``max_length`` tokens remain.
+    """
+    if max_length is None or config.blank_threshold is None:
+        return encode(record, processor, max_length=max_length)
+    sample = encode(record, processor)
+    if len(sample["input_ids"]) > max_length:
+        check_length(record, kept_length(sample, record, config, processor.tokenizer), max_length)
+    return sample
+
+
+def kept_length(
+    sample: dict[str, Tensor], record: Record, config: AlignVLMConfig, tokenizer: Any
+) -> int:
+    """Tokens of a sample of :func:`encode` that blank dropping leaves, as far as it is known
+    before the model has read the page: the text, and the cells in which a token of the record's
+    words starts. Pages without words count nothing.
+    """
+    text = int((sample["input_ids"] != config.image_token_id).sum())
+    if record.words is None or "image_grids" not in sample:
+        return text
+    targets = page_vocab_targets(record, sample["image_grids"], config, tokenizer)
+    return text + int(((targets >= 0) & (targets != config.blank_token_id)).sum())
+
+
+def encode_images(record: Record, processor: AlignVLMProcessor) -> dict[str, Tensor]:
+    """Only the tiles, for a stage without a language model.
+
+    Raises:
+        DataError: the record has no image.
+    """
+    if not record.images:
+        raise DataError(f"{record.id}: has no image, and this stage trains no language model")
+    batch = processor.image_processor(load_images(record), return_tensors="pt")
+    return {key: batch[key] for key in ("pixel_values", "image_grids")}
+
+
+def page_vocab_targets(
+    record: Record, image_grids: Tensor, config: AlignVLMConfig, tokenizer: Any
+) -> Tensor:
+    """Targets of all tiles of a record, int64 ``[T, n]``.
+
+    Thumbnails, images without words, and ink that no word explains are not scored.
+
+    Args:
+        image_grids: as the image processor returned them.
+    """
+    tiles = []
+    for index, (rows, cols, thumbnail) in enumerate(image_grids.tolist()):
+        grid = Grid(rows, cols)
+        if record.words is None:
+            tiles.append(torch.full((grid.tiles, config.tokens_per_tile), IGNORE))
+        else:
+            words, size = as_words(record.words[index]), _image_size(record, index)
+            unread = () if record.unread is None else record.unread[index]
+            truth = page_targets(words, size, grid, config, tokenizer, unread)
+            tiles.append(tile_targets(truth.targets, grid))
+        if thumbnail:
+            tiles.append(torch.full((1, config.tokens_per_tile), IGNORE))
+    return torch.cat(tiles)
+
+
+def vocab_targets(
+    record: Record,
+    image_grids: Tensor,
+    config: AlignVLMConfig,
+    tokenizer: Any,
+    connector: AlignConnector,
+    *,
+    blank_cells: int | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """:func:`page_vocab_targets` for training.
+
+    Tokens that a pruned vocabulary lacks are not scored.
+
+    Args:
+        blank_cells: score at most this many blank cells of the record.
+        seed: draws them.
+    """
+    targets = page_vocab_targets(record, image_grids, config, tokenizer)
+    targets = targets.masked_fill(~connector.keeps(targets), IGNORE)
+    if blank_cells is not None and config.blank_token_id is not None:
+        targets = subsample_blanks(targets, config.blank_token_id, blank_cells, seed)
+    return targets
+
+
+def _image_size(record: Record, index: int) -> tuple[int, int]:
+    image = record.images[index]
+    if isinstance(image, str):
+        image = load_images(record)[index]
+    return image.size

@@ -1,0 +1,1 @@
+"""Words with their places from PDFs and scans."""

@@ -1,0 +1,1 @@
+"""Documents as people have them: opening images and PDFs, their pages and their words."""

@@ -1,0 +1,162 @@
+"""Pages of files, folders and standard input, each knowing where it came from."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+
+from ..errors import DataError
+from ..processing.image_processor import MAX_PIXELS
+from .opening import PdfDocument, open_document, parse_pages, spell_pages
+
+SUFFIXES = {
+    ".pdf", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".gif", ".bmp", ".ppm", ".jp2",
+    ".avif",
+}  # fmt: skip
+"""What is taken from a folder; a file named outright may be called anything."""
+STDIN = "-"
+"""The file name that stands for standard input."""
+STDIN_NAME = "stdin"
+"""What its pages and its errors are called."""
+
+
+@dataclass(frozen=True)
+class PageImage:
+    """A page and where it came from.
+
+    Attributes:
+        image: RGB.
+        file: as it was named, or ``stdin``.
+        page: 1 for the first one.
+        scale: px of ``image`` per PDF point (1/72 inch); None for a picture.
+    """
+
+    image: Image.Image
+    file: str
+    page: int
+    scale: float | None = None
+
+
+@dataclass(frozen=True)
+class PageChoice:
+    """Pages of one file that were chosen, and those that ``max_pages`` left out; 0-based."""
+
+    file: str
+    chosen: list[int]
+    left_out: list[int]
+
+
+class Pages:
+    """Pages of files, folders and standard input; each is rendered when it is its turn.
+
+    Going through it gives :class:`PageImage` and can be repeated: pages are read again, so a
+    thousand of them need no more memory than one.
+
+    Args:
+        paths: files, folders (searched with all that lies in them, by name), ``-`` for stdin.
+        dpi: resolution PDFs are rendered at, px per inch.
+        pages: selection in each file such as ``"1-3,5"``; default: all.
+        password: opens encrypted PDFs.
+        max_pages: use only so many pages, of all files together; see :attr:`left_out`.
+        max_pixels: refuse a page that is larger.
+        stdin: where ``-`` is read from; default: this process's standard input.
+
+    Raises:
+        DataError: here, a folder without documents or ``-`` twice; when pages are counted or
+            rendered, what :func:`.documents.load_pages` refuses.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        *,
+        dpi: float = 144,
+        pages: str | None = None,
+        password: str | None = None,
+        max_pages: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+        stdin: BinaryIO | None = None,
+    ) -> None:
+        if max_pages is not None and max_pages < 1:
+            raise DataError(f"max_pages must be at least 1, not {max_pages}")
+        if sum(str(path) == STDIN for path in paths) > 1:
+            raise DataError("standard input (-) can be read only once: name it once")
+        self.dpi, self.pages, self.password = dpi, pages, password
+        self.max_pages, self.max_pixels = max_pages, max_pixels
+        self.files = [file for path in paths for file in list_files(path)]
+        self._stdin, self._read = stdin, None
+
+    def _data(self, file: str) -> bytes | None:
+        if file != STDIN:
+            return None
+        if self._read is None:
+            self._read = (self._stdin or sys.stdin.buffer).read()
+        return self._read
+
+    def _open(self, file: str):
+        data = self._data(file)
+        name = file if data is None else STDIN_NAME
+        return open_document(name, data=data, password=self.password)
+
+    @cached_property
+    def plan(self) -> list[PageChoice]:
+        """What is gone through; files are opened to count their pages, none is rendered."""
+        plan, room = [], sys.maxsize if self.max_pages is None else self.max_pages
+        for file in self.files:
+            with self._open(file) as document:
+                where = str(document.path)
+                asked = parse_pages(self.pages, document.count, where=where)
+            plan.append(PageChoice(file, asked[:room], asked[room:]))
+            room -= len(plan[-1].chosen)
+        return plan
+
+    def __len__(self) -> int:
+        return sum(len(choice.chosen) for choice in self.plan)
+
+    def __iter__(self) -> Iterator[PageImage]:
+        for choice in self.plan:
+            if not choice.chosen:
+                continue
+            with self._open(choice.file) as document:
+                scale = self.dpi / 72 if isinstance(document, PdfDocument) else None
+                for index in choice.chosen:
+                    image = document.render(index, self.dpi, self.max_pixels)
+                    yield PageImage(image, str(document.path), index + 1, scale)
+
+    @property
+    def left_out(self) -> str | None:
+        """The pages that ``max_pages`` left out, in one line; None: there are none."""
+        parts = [choice for choice in self.plan if choice.left_out]
+        if not parts:
+            return None
+        count = sum(len(choice.left_out) for choice in parts)
+        named = [f"{choice.file} {_numbers(choice.left_out)}" for choice in parts[:3]]
+        more = f" and {len(parts) - 3} more files" if len(parts) > 3 else ""
+        return (
+            f"{count} of {count + len(self)} pages left out: {'; '.join(named)}{more} "
+            "(choose with --pages, or raise --max-pages)"
+        )
+
+
+def _numbers(indices: list[int]) -> str:
+    return f"{'page' if len(indices) == 1 else 'pages'} {spell_pages([i + 1 for i in indices])}"
+
+
+def list_files(path: str | Path) -> list[str]:
+    """The file itself, or all pictures and PDFs that lie in a folder, by name.
+
+    Raises:
+        DataError: there are none in the folder.
+    """
+    if str(path) == STDIN or not Path(path).is_dir():
+        return [str(path)]
+    found = sorted(f for f in Path(path).rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
+    if not found:
+        raise DataError(f"{path}: no PDF and no picture in this folder")
+    return [str(file) for file in found]

@@ -1,0 +1,59 @@
+"""Files written whole or not at all, and their checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file of any size, in hex digits.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new path beside ``path`` to write a file or fill a folder at, which then takes its place.
+
+    Where the block raises, what it wrote is removed and ``path`` is as it was.
+
+    Example:
+        >>> with replacing(Path("answers.json")) as partial:
+        ...     partial.write_text("{}", encoding="utf-8")
+    """
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        yield partial
+        if partial.is_dir() and path.is_dir():
+            old = path.with_name(f"{partial.name}.old")
+            path.replace(old)
+            partial.replace(path)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            partial.replace(path)
+    except BaseException:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written; it is as it was.
+    """
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -1,0 +1,176 @@
+"""A user's folder as training and validation sources.
+
+What is held out shares no document with what is trained on: all pages of a PDF are on one side, and
+so are all questions about the same images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data.harvest.from_pdf import from_pdf
+from ..data.records import Record
+from ..data.sources import JsonlSource, MixedSource, Source, Subset
+from ..errors import DataError
+from .settings import Settings
+
+
+@dataclass
+class Split:
+    """One kind of records, cut in two.
+
+    Attributes:
+        train, held_out: disjoint; neither is empty.
+        documents: how many (PDFs, or sets of images) there are on both sides.
+        by: ``"document"``, or ``"record"`` where too few documents would remain.
+    """
+
+    train: Source
+    held_out: Source
+    documents: int
+    by: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Counts, for the report."""
+        return {
+            "train": len(self.train),
+            "held_out": len(self.held_out),
+            "documents": self.documents,
+            "split_by": self.by,
+        }
+
+
+@dataclass
+class Data:
+    """What a run trains on and is measured on.
+
+    Attributes:
+        pages: of the PDFs, with words; ``None`` without PDFs.
+        questions: of the JSONL; ``None`` without one.
+        harvest: what reading the PDFs gave and skipped, as ``Harvest.to_dict``.
+    """
+
+    pages: Split | None = None
+    questions: Split | None = None
+    harvest: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def splits(self) -> list[Split]:
+        """Those there are."""
+        return [split for split in (self.pages, self.questions) if split is not None]
+
+    @property
+    def train_size(self) -> int:
+        """Records to train on."""
+        return sum(len(split.train) for split in self.splits)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Counts, and what was skipped, for the report."""
+        return {
+            "pages": None if self.pages is None else self.pages.to_dict(),
+            "questions": None if self.questions is None else self.questions.to_dict(),
+            "harvest": self.harvest,
+        }
+
+    def training(self, steps: int, batch: int, seed: int) -> Source:
+        """Enough records for the steps; each comes once before any comes again."""
+        return MixedSource([s.train for s in self.splits], None, steps * batch, seed=seed)
+
+    def validation(self, most: int, seed: int) -> Source:
+        """At most so many held-out records of all kinds, in proportion, always the same."""
+        held_out = [split.held_out for split in self.splits]
+        size = min(most, sum(len(source) for source in held_out))
+        return MixedSource(held_out, None, max(size, len(held_out)), seed=seed)
+
+    def has_words(self) -> bool:
+        """Whether any held-out record says where its words are."""
+        return any(
+            split.held_out[index].words is not None
+            for split in self.splits
+            for index in range(len(split.held_out))
+        )
+
+
+def load_data(settings: Settings, folder: Path, *, progress: bool = False) -> Data:
+    """Read the PDFs and the JSONL, and hold out a share of each.
+
+    Args:
+        folder: gets the pages of the PDFs; a rerun goes on there.
+        progress: show a bar on stderr.
+
+    Raises:
+        DataError: a row of the JSONL is wrong, no page can be used, or one record alone is there.
+    """
+    data = Data()
+    if settings.pdfs is not None:
+        found = from_pdf(settings.pdfs, folder, dpi=settings.dpi, progress=progress)
+        data.harvest = found.to_dict()
+        pages = JsonlSource(found.records, name="pages")
+        data.pages = _split(pages, document_of_page, settings)
+    if settings.data is not None:
+        questions = JsonlSource(settings.data, name="questions")
+        data.questions = _split(questions, document_of_question, settings)
+    return data
+
+
+def document_of_page(record: Record) -> str:
+    """The PDF that a harvested page is from."""
+    return record.id.rsplit("#", 1)[0]
+
+
+def document_of_question(record: Record) -> str:
+    """The images asked about; a question without any stands for itself."""
+    return "\n".join(str(image) for image in record.images) or record.id
+
+
+def _split(source: Source, document: Any, settings: Settings) -> Split:
+    # reads every record once, so that a bad row is found before training starts
+    keys = [document(source[index]) for index in range(len(source))]
+    held_out, by = choose_held_out(keys, settings.validation, settings.seed)
+    if held_out is None:
+        raise DataError(
+            f"{source.name}: there is only one record, and a part must be held out to measure on; "
+            "add more"
+        )
+    chosen = set(held_out)
+    rest = [index for index in range(len(keys)) if index not in chosen]
+    name = source.name
+    return Split(
+        Subset(source, rest, name=name), Subset(source, held_out, name=name), len(set(keys)), by
+    )
+
+
+def choose_held_out(keys: Sequence[str], share: float, seed: int) -> tuple[list[int] | None, str]:
+    """Indices of about ``share`` of the records, whole groups of equal keys at a time.
+
+    Groups are drawn by the seed as long as they fit. Where none does, the smallest is taken; where
+    that is more than half of everything (one document, say), records are drawn instead.
+
+    Returns:
+        The indices in order, ``None`` if there are not two records; and what was drawn:
+        ``"document"`` or ``"record"``.
+    """
+    if len(keys) < 2:
+        return None, "record"
+    groups: dict[str, list[int]] = {}
+    for index, key in enumerate(keys):
+        groups.setdefault(key, []).append(index)
+    wanted = max(1, math.floor(share * len(keys) + 0.5))
+    rng = np.random.default_rng(seed)
+    drawn = [list(groups.values())[i] for i in rng.permutation(len(groups))]
+    chosen: list[int] = []
+    for group in drawn:
+        if len(chosen) + len(group) <= wanted:
+            chosen += group
+    if chosen:
+        return sorted(chosen), "document"
+    smallest = min(drawn, key=len)
+    if 2 * len(smallest) <= len(keys):
+        return sorted(smallest), "document"
+    return sorted(rng.permutation(len(keys))[:wanted].tolist()), "record"

@@ -1,0 +1,303 @@
+"""What a model makes of the user's held-out records: scored before training and after it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ..connectors import AlignConnector
+from ..data import encode
+from ..data.records import Record
+from ..data.sources import Source, limit
+from ..errors import ConfigError
+from ..eval.intervals import Paired, bootstrap_interval
+from ..eval.metrics import METRICS, Verdict, scored
+from ..eval.metrics.metric import Answers, mean_score, ratio, total
+from ..eval.reading_accuracy import reading_accuracy
+from ..inference.generate import generate
+from ..model.generation import AlignVLMForConditionalGeneration
+from ..processing.processor import AlignVLMProcessor
+from .own_data import Data, document_of_page, document_of_question
+from .quality import reading_part
+
+READ_ALOUD = 3
+"""Held-out pages whose text the model writes down, for the report."""
+READ_TOKENS = 128
+"""Tokens it may write for each."""
+
+
+def exact_match(prediction: str, answers: Answers) -> float:
+    """1.0 where an accepted answer was given, but for case and runs of whitespace."""
+    found = " ".join(prediction.lower().split())
+    return float(any(found == " ".join(answer.lower().split()) for answer in answers))
+
+
+class Score(NamedTuple):
+    """How one score is named, and made of verdicts."""
+
+    title: str
+    aggregate: Callable[[Sequence[Verdict]], float]
+
+
+SCORES = {
+    "anls": Score("ANLS of answers", mean_score),
+    "exact_match": Score("exact match of answers", mean_score),
+    "probability": Score("probability of right answers, a token", mean_score),
+    "reading": Score("token-reading accuracy of pages", ratio(["right"], ["all"])),
+    "blank": Score("blank cells of pages left blank", ratio(["right"], ["all"])),
+    "aloud": Score("probability of the pages' text, a token", mean_score),
+}
+"""Every score of a run by name; all are 0..1 and higher is better."""
+
+
+class Example(NamedTuple):
+    """A held-out record and what was answered."""
+
+    id: str
+    question: str
+    expected: str
+    answer: str
+
+
+class Scored(NamedTuple):
+    """A model's scores.
+
+    Attributes:
+        verdicts: of each score: one a question, or one a page.
+        groups: the document of each verdict.
+        questions: answers to held-out questions.
+        pages: the first words of what it reads aloud from held-out pages.
+    """
+
+    verdicts: dict[str, list[Verdict]]
+    groups: dict[str, list[str]]
+    questions: list[Example]
+    pages: list[Example]
+
+    def parts(self) -> dict[str, float]:
+        """What :func:`alignvlm.finetune.quality.combined` makes one number of: ``answers``,
+        ``reading`` and ``aloud``, as far as there are such records.
+
+        Answers count as they are generated and by the probability of the right ones: the former is
+        what the user gets, but a few questions alone move it in leaps.
+        """
+        found = {name: SCORES[name].aggregate(rows) for name, rows in self.verdicts.items() if rows}
+        parts: dict[str, float] = {}
+        if "anls" in found:
+            parts["answers"] = (found["anls"] + found.get("probability", found["anls"])) / 2
+        if "reading" in found:
+            text, blank = (
+                (total(self.verdicts[name], "right"), total(self.verdicts[name], "all"))
+                for name in ("reading", "blank")
+            )
+            parts["reading"] = reading_part(text, blank)
+        if "aloud" in found:
+            parts["aloud"] = found["aloud"]
+        return parts
+
+    def save(self, file: Path) -> None:
+        """As JSON, whole or not at all."""
+        partial = file.with_name(file.name + ".partial")
+        data = {**self._asdict(), "questions": [*self.questions], "pages": [*self.pages]}
+        partial.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+        partial.replace(file)
+
+    @classmethod
+    def load(cls, file: Path) -> Scored:
+        """What :meth:`save` wrote."""
+        data = json.loads(file.read_text(encoding="utf-8"))
+        examples = {key: [Example(*row) for row in data[key]] for key in ("questions", "pages")}
+        return cls(data["verdicts"], data["groups"], **examples)
+
+
+def require_scorer() -> None:
+    """Find out before training that scoring will work. Raises :class:`ConfigError` otherwise."""
+    try:
+        METRICS["anls"].verdict("", ("",))
+    except ConfigError as error:
+        raise ConfigError(f"the report's scores: {error}") from None
+
+
+def score(
+    model: AlignVLMForConditionalGeneration,
+    processor: AlignVLMProcessor,
+    data: Data,
+    *,
+    most: int,
+    max_new_tokens: int,
+    max_length: int,
+    transcribe: bool = True,
+    examples: bool = True,
+) -> Scored:
+    """Answer held-out questions and read held-out pages, greedily.
+
+    Args:
+        most: questions, and pages, at most.
+        max_new_tokens: length of an answer.
+        max_length: tokens of a record; longer ones have no probability.
+        transcribe: the text of pages has a probability, too.
+        examples: with ``transcribe``, also write down the text of a few pages.
+    """
+    model.eval()
+    result = Scored({}, {}, [], [])
+    if data.questions is not None:
+        held_out = data.questions.held_out
+        _score_questions(model, processor, held_out, most, max_new_tokens, result)
+        shown = limit(held_out, most)
+        _score_probability(
+            "probability", model, processor, shown, max_length, document_of_question, result
+        )
+    if data.pages is not None:
+        if isinstance(model.model.connector, AlignConnector):
+            _score_pages(model, processor, data.pages.held_out, most, result)
+        if transcribe:
+            shown = limit(data.pages.held_out, most)
+            _score_probability(
+                "aloud", model, processor, shown, max_length, document_of_page, result
+            )
+        if transcribe and examples:
+            pages = limit(data.pages.held_out, min(READ_ALOUD, most))
+            for record in (pages[index] for index in range(len(pages))):
+                result.pages.append(_example(model, processor, record, READ_TOKENS))
+    return result
+
+
+def _score_questions(
+    model: AlignVLMForConditionalGeneration,
+    processor: AlignVLMProcessor,
+    source: Source,
+    most: int,
+    max_new_tokens: int,
+    result: Scored,
+) -> None:
+    verdicts = {"anls": METRICS["anls"].verdict, "exact_match": scored(exact_match)}
+    source = limit(source, most)
+    for index in range(len(source)):
+        record = source[index]
+        example = _example(model, processor, record, max_new_tokens)
+        result.questions.append(example)
+        for name, verdict in verdicts.items():
+            found = verdict(example.answer, (example.expected,))
+            result.verdicts.setdefault(name, []).append(found)
+            result.groups.setdefault(name, []).append(document_of_question(record))
+
+
+def _score_pages(
+    model: AlignVLMForConditionalGeneration,
+    processor: AlignVLMProcessor,
+    source: Source,
+    most: int,
+    result: Scored,
+) -> None:
+    try:
+        reading = reading_accuracy(model, processor, source, most)
+    except ConfigError:  # no page has a cell in which a token starts
+        return
+    for name, cells in (
+        ("reading", [page.text for page in reading.pages]),
+        ("blank", [page.blank for page in reading.pages]),
+    ):
+        result.verdicts[name] = [{"right": float(a), "all": float(b)} for a, b in cells]
+        result.groups[name] = [page.document for page in reading.pages]
+
+
+def _score_probability(
+    name: str,
+    model: AlignVLMForConditionalGeneration,
+    processor: AlignVLMProcessor,
+    source: Source,
+    max_length: int,
+    document: Callable[[Record], str],
+    result: Scored,
+) -> None:
+    for index in range(len(source)):
+        record = source[index]
+        try:
+            found = answer_probability(model, processor, record, max_length)
+        except encode.TooLong:
+            continue
+        result.verdicts.setdefault(name, []).append({"score": found})
+        result.groups.setdefault(name, []).append(document(record))
+
+
+@torch.no_grad()
+def answer_probability(
+    model: AlignVLMForConditionalGeneration,
+    processor: AlignVLMProcessor,
+    record: Record,
+    max_length: int,
+) -> float:
+    """Probability the model gives to a token of the record's answers: the geometric mean over them.
+
+    Raises:
+        TooLong: the record has more than ``max_length`` tokens.
+    """
+    sample = encode.encode_fitting(record, processor, model.config, max_length)
+    # text has no batch axis yet; tiles and grids are concatenated, not stacked
+    text = ("input_ids", "attention_mask", "labels")
+    batch = {k: (v[None] if k in text else v).to(model.device) for k, v in sample.items()}
+    loss = float(model(**batch, skip_logits=True, use_cache=False).lm_loss)
+    return math.exp(-loss) if math.isfinite(loss) else 0.0
+
+
+def _example(
+    model: AlignVLMForConditionalGeneration,
+    processor: AlignVLMProcessor,
+    record: Record,
+    max_new_tokens: int,
+) -> Example:
+    """What is answered to a record's first question, beside what should be."""
+    messages = encode.chat_messages(record)
+    first = next(i for i, message in enumerate(messages) if message["role"] == "assistant")
+    batch = processor.apply_chat_template(
+        [messages[:first]],
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
+    ).to(model.device)
+    prompt = dict(batch)
+    with torch.inference_mode():
+        if "pixel_values" in batch:
+            prompt = model.compact_prompt(**batch)
+        said = generate(model, processor.tokenizer, prompt, [max_new_tokens])[0].text
+    expected = "".join(part.get("text", "") for part in messages[first]["content"])
+    return Example(record.id, record.question, expected, said)
+
+
+def compare(before: Scored, after: Scored, seed: int) -> dict[str, dict[str, Any]]:
+    """Each score before and after, with 95 % intervals from drawing the documents again.
+
+    Returns:
+        By name: ``title``, ``before``, ``after``, ``difference``, ``interval`` (of the difference),
+        ``before_interval``, ``after_interval``, ``count`` and ``documents``. The intervals are
+        ``None`` where one document alone was held out: it says nothing about others.
+    """
+    result: dict[str, dict[str, Any]] = {}
+    for name, first in before.verdicts.items():
+        second, groups = after.verdicts[name], before.groups[name]
+        title, aggregate = SCORES[name]
+        paired = Paired(groups, first, second, aggregate)
+        entry: dict[str, Any] = {
+            "title": title,
+            "before": float(aggregate(first)),
+            "after": float(aggregate(second)),
+            "difference": paired.difference,
+            "interval": None,
+            "before_interval": None,
+            "after_interval": None,
+            "count": len(first),
+            "documents": paired.groups,
+        }
+        if paired.groups > 1:
+            entry["interval"] = list(paired.interval(seed=seed))
+            for key, verdicts in (("before", first), ("after", second)):
+                found = bootstrap_interval(groups, verdicts, aggregate, seed=seed)
+                entry[f"{key}_interval"] = list(found)
+        result[name] = entry
+    return result

@@ -1,0 +1,134 @@
+"""Pages as prompt embeddings: what a server of the bare language model can answer from.
+
+With blank dropping a page is a short run of soft tokens. A server that takes prompt embeddings,
+such as vLLM with ``--enable-prompt-embeds``, needs only the language model then: encoder and
+connector run here. docs/embed.md says how they are sent.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from safetensors.torch import save
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from ..errors import ConfigError
+from ..model.generation import AlignVLMForConditionalGeneration
+from ..processing.processor import AlignVLMProcessor
+from .ask import Prompt, build_prompt, compact
+
+FORMATS = ("safetensors", "pt")
+
+
+@dataclass(frozen=True)
+class PromptEmbeds:
+    """Inputs of the bare language model.
+
+    Attributes:
+        embeds: float32 ``[tokens, d_text]`` on the CPU.
+        visual_tokens: cells of the pages.
+        kept_visual_tokens: those among ``embeds``; the others were blank.
+    """
+
+    embeds: Float[Tensor, "tokens d_text"]
+    visual_tokens: int
+    kept_visual_tokens: int
+
+
+@torch.inference_mode()
+def embed_pages(
+    model: AlignVLMForConditionalGeneration,
+    processor: AlignVLMProcessor,
+    pages: list[Image.Image],
+) -> PromptEmbeds:
+    """The soft tokens of pages alone, with the newlines that end their rows; a newline between
+    pages. No chat template, no beginning-of-text token.
+
+    Raises:
+        DataError: a page cannot be used, or they do not fit the language model's context.
+    """
+    text = "\n".join([processor.image_token] * len(pages))
+    batch = processor(images=pages, text=[text], return_tensors="pt", add_special_tokens=False)
+    return _embeds(compact(model, processor, batch.to(model.device)))
+
+
+def embed_prompt(
+    model: AlignVLMForConditionalGeneration,
+    processor: AlignVLMProcessor,
+    pages: list[Image.Image],
+    question: str,
+) -> PromptEmbeds:
+    """The whole chat prompt of :func:`alignvlm.inference.ask.ask`: pages, question and the mark
+    after which the answer starts. The bare language model continues it with the answer.
+
+    Raises:
+        DataError: see :func:`alignvlm.inference.ask.build_prompt`.
+    """
+    return _embeds(build_prompt(model, processor, pages, question, max_new_tokens=1))
+
+
+def _embeds(prompt: Prompt) -> PromptEmbeds:
+    embeds = prompt.inputs["inputs_embeds"][0].float().cpu().contiguous()
+    return PromptEmbeds(embeds, prompt.visual_tokens, prompt.kept_visual_tokens)
+
+
+def bare_language_model(model: AlignVLMForConditionalGeneration) -> PreTrainedModel:
+    """The language model with its head, as transformers and servers know it; it shares the
+    weights. Where training changed the language model, this is what must be served."""
+    with torch.device("meta"):
+        bare = AutoModelForCausalLM.from_config(model.config.text_config)
+    bare.set_output_embeddings(model.lm_head)
+    setattr(bare, bare.base_model_prefix, model.model.language_model)
+    bare.generation_config = model.generation_config
+    return bare.eval()
+
+
+def to_bytes(
+    embeds: Float[Tensor, "tokens d_text"],
+    format: str = "pt",
+    metadata: dict[str, str] | None = None,
+) -> bytes:
+    """A file of prompt embeddings.
+
+    Args:
+        format: ``safetensors`` (a tensor ``prompt_embeds`` and the metadata) or ``pt`` (the plain
+            tensor as ``torch.save`` writes it, as vLLM takes it; without metadata).
+
+    Raises:
+        ConfigError: another format.
+    """
+    if format == "safetensors":
+        return save({"prompt_embeds": embeds}, metadata)
+    if format != "pt":
+        raise ConfigError(f"unknown format {format!r}: choose one of {', '.join(FORMATS)}")
+    buffer = io.BytesIO()
+    torch.save(embeds.clone(), buffer)  # a view would be saved with all it is a view of
+    return buffer.getvalue()
+
+
+def to_base64(embeds: Float[Tensor, "tokens d_text"]) -> str:
+    """The value of ``prompt_embeds`` in a request to vLLM's OpenAI server."""
+    return base64.b64encode(to_bytes(embeds)).decode("ascii")
+
+
+def write_embeds(
+    embeds: Float[Tensor, "tokens d_text"],
+    path: str | os.PathLike[str],
+    format: str = "safetensors",
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Write :func:`to_bytes` beside its place, then rename it."""
+    path = Path(path)
+    data = to_bytes(embeds, format, metadata)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(data)
+    partial.replace(path)

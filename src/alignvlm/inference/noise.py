@@ -1,0 +1,71 @@
+"""Gaussian noise on the vision encoder's features, as the paper's robustness study adds it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import AlignVLMError
+from ..model.modeling import AlignVLMModel
+
+
+def sample_seed(seed: int, sample: str) -> int:
+    """A seed of 63 bits for one sample, the same on every machine."""
+    digest = hashlib.sha256(f"{seed}:{sample}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def noise_like(features: Tensor, seeds: Sequence[int], tiles: Sequence[int]) -> Tensor:
+    """Standard normal noise ``[T, ...]`` shaped as ``features``: sample ``i`` owns the next
+    ``tiles[i]`` tiles, and its noise depends on ``seeds[i]`` only, not on the batch around it.
+
+    Raises:
+        AlignVLMError: the tiles do not add up.
+    """
+    if sum(tiles) != len(features):
+        raise AlignVLMError(f"noise for {sum(tiles)} tiles, the encoder saw {len(features)}")
+    drawn = [
+        torch.randn(count, *features.shape[1:], generator=torch.Generator().manual_seed(seed))
+        for seed, count in zip(seeds, tiles, strict=True)
+    ]
+    return torch.cat(drawn).to(features.device, features.dtype)
+
+
+@contextmanager
+def feature_noise(
+    model: AlignVLMModel, sigma: float, seeds: Sequence[int], tiles: Sequence[int]
+) -> Iterator[None]:
+    """Add N(0, σ²) to the features that the connector reads, while the context is open.
+
+    A hook on the vision encoder: encoder and connector run as they are, fused paths included.
+    Source: arXiv 2502.01341, section on robustness to noise (σ = 3).
+
+    Args:
+        sigma: standard deviation, in the features' own units; 0: nothing is added.
+        seeds, tiles: of each sample of the batch, see :func:`noise_like`.
+    """
+    if not sigma:
+        yield
+        return
+    layer = model.config.vision_feature_layer
+
+    def add(module: Any, args: Any, output: Any) -> Any:
+        if layer == -1:
+            features = output.last_hidden_state
+            output.last_hidden_state = features + sigma * noise_like(features, seeds, tiles)
+            return output
+        states = list(output.hidden_states)
+        states[layer] = states[layer] + sigma * noise_like(states[layer], seeds, tiles)
+        output.hidden_states = tuple(states)
+        return output
+
+    handle = model.vision_model.register_forward_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()

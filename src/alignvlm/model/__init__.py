@@ -1,0 +1,1 @@
+"""The model: config, encoder with connector, generation, losses, blank dropping."""

@@ -1,0 +1,1 @@
+"""Pages and prompts to tensors: image processor, processor, chat templates."""

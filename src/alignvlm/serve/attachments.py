@@ -1,0 +1,169 @@
+"""Pictures and PDFs of a request: their bytes, then their pixels."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import ssl
+from dataclasses import dataclass
+from functools import cache
+
+import httpx
+from PIL import Image
+
+from ..documents.opening import open_document
+from ..errors import DataError
+from .limits import Limits, RequestError
+from .schema import ChatRequest, too_many_images
+
+DPI = 144
+"""Resolution of PDF pages, in pixels per inch."""
+FETCH_SECONDS = 10.0
+"""Until the last byte of a fetched file, redirects included."""
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """A picture or PDF, not decoded yet.
+
+    Attributes:
+        where: its place in the request, for error messages.
+        data: the file's bytes.
+    """
+
+    where: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Address:
+    """A picture or PDF that is not fetched yet; attributes as those of :class:`Attachment`."""
+
+    where: str
+    url: str
+
+
+def read_documents(request: ChatRequest, limits: Limits) -> list[Attachment | Address]:
+    """All pictures and PDFs, in order; those that are no data URLs have only their address.
+
+    Raises:
+        RequestError: an address that may not be fetched, or a data URL that is none.
+    """
+    return [
+        Attachment(where, _data_url(where, url))
+        if url.startswith("data:")
+        else _address(where, url, limits)
+        for where, url in request.documents
+    ]
+
+
+async def fetch_documents(
+    found: list[Attachment | Address], limits: Limits, used: int
+) -> list[Attachment]:
+    """What :func:`read_documents` found, fetched one after the other.
+
+    On the event loop rather than a thread, so that whoever awaits it can end it at any byte.
+
+    Args:
+        used: bytes of the request's body, which count towards ``max_body`` like the files.
+
+    Raises:
+        RequestError: a file that cannot be fetched in time, or is too large with all others.
+    """
+    documents, left = list[Attachment](), limits.max_body - used
+    if all(isinstance(one, Attachment) for one in found):
+        return [one for one in found if isinstance(one, Attachment)]
+    certificates = await asyncio.to_thread(_certificates)
+    # a compressed file could be a thousand times larger than what is counted
+    keys = {"follow_redirects": True, "headers": {"accept-encoding": "identity"}}
+    async with httpx.AsyncClient(verify=certificates, timeout=FETCH_SECONDS, **keys) as client:
+        for one in found:
+            if isinstance(one, Address):
+                one = Attachment(one.where, await _fetch(client, one, left, limits))
+                left -= len(one.data)
+            documents.append(one)
+    return documents
+
+
+def decode(documents: list[Attachment], limits: Limits) -> list[list[Image.Image]]:
+    """RGB pages of each document, in memory alone. One thread at a time: PDFium's rule.
+
+    Raises:
+        RequestError: damaged files, too many pages or pixels; sizes are known before a page is
+            decoded.
+    """
+    decoded, total = [], len(documents)
+    for document in documents:
+        try:
+            with open_document(document.where, data=document.data) as opened:
+                total += opened.count - 1
+                if total > limits.max_images:
+                    raise too_many_images(total, limits)
+                pages = range(opened.count)
+                decoded.append([opened.render(page, DPI, limits.max_pixels) for page in pages])
+        except DataError as error:
+            raise RequestError(str(error), code="invalid_image", param=document.where) from None
+    return decoded
+
+
+def _bad_url(where: str, message: object, code: str = "invalid_url") -> RequestError:
+    return RequestError(f"{where}: {message}", code=code, param=where)
+
+
+def _data_url(where: str, url: str) -> bytes:
+    header, _, payload = url.partition(",")
+    if not header.endswith(";base64"):
+        raise _bad_url(where, "a data URL must read data:image/png;base64,... (or another type)")
+    try:
+        return base64.b64decode(payload, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise _bad_url(where, f"the data URL is not base64: {error}") from None
+
+
+def _address(where: str, url: str, limits: Limits) -> Address:
+    if not url.lower().startswith(("http://", "https://")):
+        raise _bad_url(where, "send the file as a data URL (data:image/png;base64,...)")
+    if not limits.allow_urls:
+        raise _bad_url(
+            where,
+            "this server fetches no URLs; send the file as a data URL (data:image/png;base64,...)",
+            "url_not_allowed",
+        )
+    return Address(where, url)
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """Read once: it takes long."""
+    return httpx.create_ssl_context()
+
+
+async def _fetch(client: httpx.AsyncClient, address: Address, left: int, limits: Limits) -> bytes:
+    try:
+        # httpx itself limits only the wait for the next byte
+        return await asyncio.wait_for(_download(client, address, left, limits), FETCH_SECONDS)
+    except TimeoutError:
+        reason = f"it takes longer than {FETCH_SECONDS:g} s"
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise _bad_url(address.where, f"the URL cannot be fetched: {reason}", "url_not_fetched")
+
+
+async def _download(
+    client: httpx.AsyncClient, address: Address, left: int, limits: Limits
+) -> bytes:
+    data = bytearray()
+    async with client.stream("GET", address.url) as response:
+        response.raise_for_status()
+        async for chunk in response.aiter_raw():
+            data += chunk
+            if len(data) > left:
+                raise RequestError(
+                    f"{address.where}: the request and the files it names are larger than this "
+                    f"server's limit of {limits.max_body} bytes together",
+                    status=413,
+                    code="body_too_large",
+                    param=address.where,
+                )
+    return bytes(data)

@@ -1,0 +1,220 @@
+"""From a checked request to tokens, with the pieces of transformers' own server.
+
+``transformers serve`` gives the inference thread, the streamer that turns tokens into text and can
+be cancelled, the reading of sampling options and the OpenAI responses. Its
+``ChatCompletionHandler.handle_request`` itself is not called, for it decodes pictures on the event
+loop (nobody else is answered meanwhile), cannot stop an answer that is not streamed when its client
+leaves, counts the prompt before blank dropping, and writes errors that OpenAI's clients cannot
+read. Its app is not mounted, for it loads any model a request names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import threading
+from concurrent import futures
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers.cli.serving.chat_completion import ChatCompletionHandler
+from transformers.cli.serving.utils import DirectStreamer, GenerationState
+
+from ..model.generation import AlignVLMForConditionalGeneration
+from ..processing.processor import AlignVLMProcessor
+from .attachments import Attachment, decode
+from .limits import Limits, RequestError
+from .schema import ChatRequest, TextPart
+
+
+class NewTokens(StoppingCriteria):
+    """Keeps the ids of the answer, and ends it at a stop string.
+
+    transformers' own stop strings would index the whole vocabulary for every new string.
+
+    Args:
+        tokenizer: the language model's.
+        prompt_tokens: how many ids come before the answer.
+        stops: strings that end the answer.
+    """
+
+    def __init__(self, tokenizer: Any, prompt_tokens: int, stops: list[str]) -> None:
+        self.tokenizer = tokenizer
+        self.prompt_tokens = prompt_tokens
+        self.stops = stops
+        self.ids: list[int] = []
+        # a character is at most four tokens of a byte-level vocabulary
+        self.reach = 4 * max(map(len, stops), default=0)
+        self.stopped = False
+
+    def __call__(self, input_ids: Tensor, scores: Any = None, **kwargs: Any) -> Tensor:  # type: ignore[override]
+        self.ids = input_ids[0, self.prompt_tokens :].tolist()
+        if self.stops:
+            tail = self.text(self.ids[-self.reach :])
+            self.stopped = any(stop in tail for stop in self.stops)
+        return torch.full(input_ids.shape[:1], self.stopped, device=input_ids.device)
+
+    def text(self, ids: list[int] | None = None) -> str:
+        """Ids (default: the whole answer) without special tokens."""
+        return self.tokenizer.decode(self.ids if ids is None else ids, skip_special_tokens=True)
+
+    def answer(self) -> str:
+        """The whole answer, up to a stop string."""
+        text = self.text()
+        return text[: first_stop(text, self.stops)]
+
+
+def first_stop(text: str, stops: list[str]) -> int | None:
+    """Where the first stop string begins; None: there is none."""
+    return min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)
+
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    """What goes to ``generate``, and what it counts.
+
+    Attributes:
+        inputs: keyword arguments of ``generate``.
+        config: sampling options and length.
+        tokens: prompt ids as the language model gets them, after blank dropping.
+        visual_tokens, kept_visual_tokens: cells of the pages, and those that were not blank.
+        new: fills with the answer's ids.
+    """
+
+    inputs: dict[str, Any]
+    config: GenerationConfig
+    tokens: int
+    visual_tokens: int
+    kept_visual_tokens: int
+    new: NewTokens
+
+
+class Generator(ChatCompletionHandler):
+    """One model, asked by one request at a time on a thread of its own."""
+
+    def __init__(
+        self,
+        model: AlignVLMForConditionalGeneration,
+        processor: AlignVLMProcessor,
+        limits: Limits,
+    ) -> None:
+        state = GenerationState()
+        # no model manager: there is one model, and it is loaded
+        super().__init__(model_manager=None, generation_state=state)  # type: ignore[arg-type]
+        self.model = model
+        self.processor = processor
+        self.limits = limits
+        self.manager: Any = state.get_manager("alignvlm")
+        eos = model.generation_config.eos_token_id
+        self.ends: set[int] = {eos} if isinstance(eos, int) else set(eos or ())
+
+    def prepare(
+        self, request: ChatRequest, documents: list[Attachment], abandoned: threading.Event
+    ) -> asyncio.Future[ChatPrompt]:
+        """Decode, tokenize and encode on the inference thread.
+
+        Raises (in the future):
+            RequestError: damaged pages, or a prompt that is too long.
+            DataError: the prompt's placeholders do not fit its images.
+        """
+        return self.manager.async_submit(self._prepare, request, documents, abandoned)
+
+    @torch.no_grad()
+    def _prepare(
+        self, request: ChatRequest, documents: list[Attachment], abandoned: threading.Event
+    ) -> ChatPrompt:
+        if abandoned.is_set():  # it waited for another request's encoder until nobody waited for it
+            raise RequestError("abandoned", status=499, code="abandoned")
+        batch = self.processor.apply_chat_template(
+            [chat_messages(request, decode(documents, self.limits))],
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+        ).to(self.model.device)
+        visual = int((batch["input_ids"] == self.processor.image_token_id).sum())
+        self._check_length(batch["input_ids"].shape[1] - visual)
+        inputs = dict(batch)
+        if "pixel_values" in batch:
+            # what generate would do itself, done here to know the prompt's length
+            inputs = self.model.compact_prompt(**batch)
+        tokens = inputs["input_ids"].shape[1]
+        room = self._check_length(tokens)
+        new = NewTokens(self.processor.tokenizer, tokens, request.stop)
+        return ChatPrompt(
+            inputs={**inputs, "stopping_criteria": StoppingCriteriaList([new])},
+            config=self.generation_config(request, room),
+            tokens=tokens,
+            visual_tokens=visual,
+            kept_visual_tokens=int((inputs["input_ids"] == self.processor.image_token_id).sum()),
+            new=new,
+        )
+
+    def _check_length(self, tokens: int) -> int:
+        """How many more tokens the language model has positions for; at least one."""
+        context = getattr(self.model.config.text_config, "max_position_embeddings", sys.maxsize)
+        if tokens >= context:
+            raise RequestError(
+                f"the prompt has {tokens} tokens, the model's context {context}: "
+                "send fewer pages or less text",
+                code="context_length_exceeded",
+                param="messages",
+            )
+        return context - tokens
+
+    def generation_config(self, request: ChatRequest, room: int) -> GenerationConfig:
+        """The model's own settings with the request's on top; greedy unless it asks to sample."""
+        wanted = request.max_completion_tokens or request.max_tokens or self.limits.max_new_tokens
+        narrowed = request.top_p is not None and request.top_p < 1
+        sample = bool(request.temperature) or (request.temperature is None and narrowed)
+        body = {
+            "max_completion_tokens": min(wanted, room),
+            "temperature": request.temperature or None,
+            "top_p": request.top_p,
+            "seed": request.seed,
+            "frequency_penalty": request.frequency_penalty or None,
+        }
+        if not sample:
+            body |= {"temperature": None, "top_p": None}
+        config = self._build_generation_config(body, self.model.generation_config)
+        config.do_sample = sample
+        return config
+
+    def start(self, prompt: ChatPrompt, request_id: str) -> tuple[asyncio.Queue, DirectStreamer]:
+        """Begin generating: pieces of text come out of the queue, then None."""
+        return self.manager.generate_streaming(
+            self.model, self.processor.tokenizer, prompt.inputs, prompt.config, request_id
+        )
+
+    def wait_until_idle(self, seconds: float) -> None:
+        """Let a cancelled answer reach its end: a thread inside torch must not outlive Python."""
+        with contextlib.suppress(futures.TimeoutError):
+            self.manager.submit(lambda: None).result(seconds)
+
+    def finish_reason(self, prompt: ChatPrompt) -> str:
+        """``stop`` after an end token or stop string, else ``length``."""
+        ids = prompt.new.ids
+        ended = prompt.new.stopped or (bool(ids) and ids[-1] in self.ends)
+        return "stop" if ended else "length"
+
+
+def chat_messages(request: ChatRequest, pages: list[list[Image.Image]]) -> list[dict[str, Any]]:
+    """Messages as processors take them; ``pages`` fill the places of pictures and PDFs in order."""
+    left = iter(pages)
+    messages = []
+    for message in request.messages:
+        content: list[dict[str, Any]] = []
+        for part in message.parts:
+            if isinstance(part, TextPart):
+                content.append({"type": "text", "text": part.text})
+            else:
+                content += [{"type": "image", "image": page} for page in next(left)]
+        # the chat formats have no developer; OpenAI's new name of the system
+        role = "system" if message.role == "developer" else message.role
+        messages.append({"role": role, "content": content})
+    return messages

@@ -1,0 +1,1 @@
+"""What P_vocab says over a corpus, and pruning to it."""

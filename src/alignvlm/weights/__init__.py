@@ -1,0 +1,1 @@
+"""Where weights come from: :func:`alignvlm.weights.resolve.resolve` knows every name."""
