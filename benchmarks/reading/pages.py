@@ -20,7 +20,8 @@ from alignvlm.data.synthetic.corpus import builtin_passages
 from alignvlm.data.synthetic.fonts import default_fonts
 from alignvlm.data.synthetic.layouts import pick
 from alignvlm.data.synthetic.render import Canvas, RenderedPage, RenderSpec, render_page
-from alignvlm.documents.opening import load_pages, open_image, pdf_words
+from alignvlm.documents.opening import load_pages, pdf_words
+from alignvlm.documents.pictures import open_image
 from alignvlm.documents.words import Word
 
 SEED = 990_000

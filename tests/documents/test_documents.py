@@ -10,15 +10,15 @@ from PIL import Image
 
 from alignvlm.documents.opening import (
     load_pages,
-    open_image,
     parse_pages,
     pdf_page_count,
     pdf_words,
     read_json,
     read_text,
-    to_rgb,
 )
+from alignvlm.documents.pictures import open_image
 from alignvlm.errors import DataError
+from alignvlm.processing.image_processor import to_rgb
 
 
 def make_pdf(path: Path, pages: list[str], *, page_extra: str = "", trailer: str = "") -> Path:
@@ -129,8 +129,8 @@ def test_too_many_pixels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(DataError, match="100 x 100 pixels is more than the limit of 9999"):
         load_pages(path, max_pixels=9_999)
     pdf = make_pdf(tmp_path / "big.pdf", [""])
-    with pytest.raises(DataError, match="300 x 200 pixels"):
-        load_pages(pdf, dpi=72, max_pixels=9_999)
+    (page,) = load_pages(pdf, dpi=72, max_pixels=9_999)  # rendered at a lower resolution
+    assert page.width * page.height <= 9_999
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000)  # Pillow's own error, at twice that
     with pytest.raises(DataError, match="too many pixels"):
         open_image(path)

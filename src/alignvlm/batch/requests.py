@@ -14,13 +14,12 @@ from ..data.harvest.harvesting import find_files
 from ..data.records import Record, validate_record
 from ..data.sources import TRANSCRIBE_QUESTION
 from ..documents.opening import (
-    FORMATS,
     is_pdf,
     open_document,
-    open_image,
     parse_pages,
     pdf_page_count,
 )
+from ..documents.pictures import FORMATS, open_image
 from ..errors import ConfigError, DataError
 from ..processing.image_processor import MAX_PIXELS
 

@@ -32,8 +32,9 @@ from typing import Any
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from ..documents.opening import open_image, to_rgb
+from ..documents.pictures import open_image
 from ..errors import DataError, nearest
+from ..processing.image_processor import to_rgb
 
 FULL_KEYS = ("id", "images", "messages", "words", "unread", "source")
 SHORT_KEYS = ("id", "image", "question", "answer", "words", "source")

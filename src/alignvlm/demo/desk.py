@@ -11,12 +11,12 @@ from typing import Any
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
-from ..vocabulary.usage import pruned_to
-from ..inference.ask import Answer, ask
 from ..connectors import AlignConnector
+from ..inference.ask import Answer, ask
 from ..inference.noise import feature_noise
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor
+from ..vocabulary.usage import pruned_to
 from .overlay import NOISE_SEED, PageView, compare, payload
 
 MAX_NEW_TOKENS = 128

@@ -18,12 +18,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..inference.inspect import PageReading
-from ..inference.inspect import CellReading, page_features, read_features
-from ..vocabulary.usage import most_used, prunable, pruned_to, vocabulary_mass
+from ..inference.inspect import CellReading, PageReading, page_features, read_features
 from ..inference.noise import feature_noise
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor
+from ..vocabulary.usage import most_used, prunable, pruned_to, vocabulary_mass
 
 TOP_TOKENS = 5
 NOISE_SEED = 0

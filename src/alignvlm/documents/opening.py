@@ -1,4 +1,4 @@
-"""Files to page images (PNG, JPEG, TIFF, WebP, GIF, ... and PDF), PDF words, text and JSON.
+"""Files to page images (pictures and PDF), PDF words, text and JSON.
 
 Everything here takes a path a person typed, so every refusal is a :class:`DataError` naming it.
 ``pypdfium2`` is imported only when a PDF is opened. PDFium is not thread-safe: call these functions
@@ -11,104 +11,28 @@ import json
 import math
 import os
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from ..errors import DataError
-from ..processing.image_processor import MAX_PIXELS, to_rgb
+from ..processing.image_processor import MAX_PIXELS
 from .pdf_fields import flatten, in_reading_order
 from .pdf_text import char_edges, char_groups, to_pixels
+from .pictures import Picture, check_pixels, open_picture, require_file
 
 if TYPE_CHECKING:
     from .words import Word
 
-FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "WEBP", "GIF", "BMP", "PPM", "JPEG2000", "AVIF")
-"""Picture formats opened (never EPS and the like, which run other programs)."""
 LOCKED = "the PDF is encrypted: save a copy that opens without a password"
 
 
 class LockedPdfError(DataError):
     """A PDF that needs a password, and none was given; the command line's verbs with an option for
     it say so."""
-
-
-def open_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Open the first frame of a picture as RGB.
-
-    Raises:
-        DataError: missing file, not a picture, truncated, or more than ``max_pixels`` pixels.
-    """
-    with _open_picture(Path(path)) as picture:
-        return picture.render(0, 72, max_pixels)
-
-
-class _Picture:
-    """An open picture; only TIFF has more than one page."""
-
-    def __init__(self, path: Path, image: Image.Image) -> None:
-        self.path, self.image = path, image
-        self.count: int = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
-
-    def render(self, index: int, dpi: float, max_pixels: int) -> Image.Image:
-        """One page in its own pixels, whatever ``dpi`` says."""
-        with _decoding(self.path):
-            if self.count > 1:
-                self.image.seek(index)
-            _check_pixels(self.path, *self.image.size, max_pixels)
-            self.image.load()
-            return to_rgb(self.image).copy()
-
-
-@contextmanager
-def _open_picture(path: Path, data: bytes | None = None) -> Iterator[_Picture]:
-    _require_file(path, data)
-    Image.init()
-    formats = [name for name in FORMATS if name in Image.OPEN]
-    with _decoding(path):
-        picture = _Picture(
-            path, Image.open(path if data is None else BytesIO(data), formats=formats)
-        )
-    with picture.image:
-        yield picture
-
-
-@contextmanager
-def _decoding(path: Path) -> Iterator[None]:
-    """Pillow's errors as ours."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # size is checked by us; odd metadata is not our business
-        try:
-            yield
-        except DataError:
-            raise
-        except Image.DecompressionBombError as error:
-            raise DataError(f"{path}: too many pixels, refused: {error}") from error
-        except Image.UnidentifiedImageError as error:
-            raise DataError(f"{path}: not an image (nor a PDF) this program can read") from error
-        except Exception as error:  # decoders raise every kind of error on damaged bytes
-            raise DataError(f"{path}: the image is truncated or damaged: {error}") from error
-
-
-def _require_file(path: Path, data: bytes | None = None) -> None:
-    if data is None and not path.exists():
-        raise DataError(f"{path}: no such file")
-    if data is None and not path.is_file():
-        raise DataError(f"{path}: not a file")
-    if (path.stat().st_size if data is None else len(data)) == 0:
-        raise DataError(f"{path}: the file is empty")
-
-
-def _check_pixels(path: Path, width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise DataError(
-            f"{path}: {width} x {height} pixels is more than the limit of {max_pixels} pixels"
-        )
 
 
 def spell_pages(pages: Sequence[int]) -> str:
@@ -167,7 +91,8 @@ def load_pages(
         dpi: resolution for PDFs, in pixels per inch (pictures keep their own pixels).
         pages: 1-based selection such as ``"1-3,5"``; ``None`` means all.
         max_pages: keep only this many of the selected pages.
-        max_pixels: refuse any page larger than this; it can lower Pillow's limit, not raise it.
+        max_pixels: a picture that is larger is refused, a PDF's page rendered at a lower
+            resolution; it can lower Pillow's limit, not raise it.
         password: opens an encrypted PDF.
 
     Raises:
@@ -184,7 +109,7 @@ def load_pages(
 @contextmanager
 def open_document(
     path: str | os.PathLike[str], *, data: bytes | None = None, password: str | None = None
-) -> Iterator[_Picture | PdfDocument]:
+) -> Iterator[Picture | PdfDocument]:
     """Open a PDF or a picture; a page is read only when it is rendered.
 
     Args:
@@ -200,22 +125,37 @@ def open_document(
         DataError: as :func:`load_pages`.
     """
     path = Path(path)
-    _require_file(path, data)
+    require_file(path, data)
     if is_pdf(path) if data is None else b"%PDF-" in data[:1024]:
         with open_pdf(path, data=data, password=password) as pdf:
             yield PdfDocument(path, pdf)
     else:
-        with _open_picture(path, data) as picture:
+        with open_picture(path, data) as picture:
             yield picture
 
 
 class PdfDocument:
-    """An open PDF, as :class:`_Picture`."""
+    """An open PDF, as :class:`Picture`."""
 
     def __init__(self, path: Path, document: Any) -> None:
         self.path, self.document, self.count = path, document, len(document)
 
+    def scale(self, index: int, dpi: float, max_pixels: int) -> float:
+        """Px of a page's image per PDF point: ``dpi / 72``, or less where ``max_pixels`` would be
+        exceeded: a photo placed at 72 dpi is as large as a poster.
+
+        Raises:
+            DataError: a damaged page, or ``dpi`` is not a positive number.
+        """
+        with open_page(self.path, self.document, index) as page:
+            width, height = _page_size(self.path, page, index, dpi)
+        fits = math.sqrt(max_pixels / (width * height))
+        # a pixel is lost to rounding up on each side
+        return dpi / 72 * min(1.0, fits * (1 - 1 / min(width, height)))
+
     def render(self, index: int, dpi: float, max_pixels: int) -> Image.Image:
+        """A page as RGB, of at most ``max_pixels``; see :meth:`scale`."""
+        dpi = self.scale(index, dpi, max_pixels) * 72
         return render_page_of(self.path, self.document, index, dpi, max_pixels)
 
 
@@ -234,7 +174,7 @@ def open_pdf(
     Raises:
         DataError: unreadable, locked, or no PDF.
     """
-    _require_file(path, data)
+    require_file(path, data)
     try:
         import pypdfium2 as pdfium
     except ImportError as error:
@@ -287,7 +227,7 @@ def render_page_of(
 ) -> Image.Image:
     """A page of an open PDF as an RGB image; refuses one of more than ``max_pixels``."""
     with open_page(path, document, index) as page:
-        _check_pixels(path, *_page_size(path, page, index, dpi), max_pixels)
+        check_pixels(path, *_page_size(path, page, index, dpi), max_pixels)
         bitmap = page.render(scale=dpi / 72, rev_byteorder=True)
         try:
             return bitmap.to_pil().convert("RGB").copy()

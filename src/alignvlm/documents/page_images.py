@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +14,11 @@ from PIL import Image
 
 from ..errors import DataError
 from ..processing.image_processor import MAX_PIXELS
-from .opening import PdfDocument, open_document, parse_pages, spell_pages
+from .opening import open_document, parse_pages, spell_pages
 
 SUFFIXES = {
-    ".pdf", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".gif", ".bmp", ".ppm", ".jp2",
-    ".avif",
+    ".pdf", ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".webp", ".gif", ".bmp",
+    ".pbm", ".pgm", ".ppm", ".pnm", ".jp2", ".avif",
 }  # fmt: skip
 """What is taken from a folder; a file named outright may be called anything."""
 STDIN = "-"
@@ -67,9 +68,16 @@ class Pages:
         max_pixels: refuse a page that is larger.
         stdin: where ``-`` is read from; default: this process's standard input.
 
+    Attributes:
+        files: all of them, in order.
+        unreadable: files found in folders that cannot be read, with the reason; they are passed
+            over, as far as pages have been counted and gone through. One damaged file does not end
+            a folder.
+
     Raises:
         DataError: here, a folder without documents or ``-`` twice; when pages are counted or
-            rendered, what :func:`.documents.load_pages` refuses.
+            rendered, what :func:`.opening.load_pages` refuses of a file that was named outright,
+            or where no file of the folders can be read.
     """
 
     def __init__(
@@ -90,6 +98,9 @@ class Pages:
         self.dpi, self.pages, self.password = dpi, pages, password
         self.max_pages, self.max_pixels = max_pages, max_pixels
         self.files = [file for path in paths for file in list_files(path)]
+        named = set(map(str, paths))
+        self._found = {file for file in self.files if file not in named}
+        self.unreadable: dict[str, str] = {}
         self._stdin, self._read = stdin, None
 
     def _data(self, file: str) -> bytes | None:
@@ -109,12 +120,26 @@ class Pages:
         """What is gone through; files are opened to count their pages, none is rendered."""
         plan, room = [], sys.maxsize if self.max_pages is None else self.max_pages
         for file in self.files:
-            with self._open(file) as document:
+            with self._passing_over(file), self._open(file) as document:
                 where = str(document.path)
                 asked = parse_pages(self.pages, document.count, where=where)
-            plan.append(PageChoice(file, asked[:room], asked[room:]))
-            room -= len(plan[-1].chosen)
+                plan.append(PageChoice(file, asked[:room], asked[room:]))
+                room -= len(plan[-1].chosen)
+        if not plan:
+            raise DataError(
+                f"no file can be read; the first: {next(iter(self.unreadable.values()))}"
+            )
         return plan
+
+    @contextmanager
+    def _passing_over(self, file: str) -> Iterator[None]:
+        """Note what is wrong with a file that was found in a folder."""
+        try:
+            yield
+        except DataError as error:
+            if file not in self._found:
+                raise
+            self.unreadable[file] = str(error)
 
     def __len__(self) -> int:
         return sum(len(choice.chosen) for choice in self.plan)
@@ -123,10 +148,10 @@ class Pages:
         for choice in self.plan:
             if not choice.chosen:
                 continue
-            with self._open(choice.file) as document:
-                scale = self.dpi / 72 if isinstance(document, PdfDocument) else None
+            with self._passing_over(choice.file), self._open(choice.file) as document:
                 for index in choice.chosen:
                     image = document.render(index, self.dpi, self.max_pixels)
+                    scale = document.scale(index, self.dpi, self.max_pixels)
                     yield PageImage(image, str(document.path), index + 1, scale)
 
     @property
@@ -151,12 +176,21 @@ def _numbers(indices: list[int]) -> str:
 def list_files(path: str | Path) -> list[str]:
     """The file itself, or all pictures and PDFs that lie in a folder, by name.
 
+    What is hidden (``._page.png``, ``.cache/``) is no document.
+
     Raises:
         DataError: there are none in the folder.
     """
     if str(path) == STDIN or not Path(path).is_dir():
         return [str(path)]
-    found = sorted(f for f in Path(path).rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
+    folder = Path(path)
+    found = sorted(
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and file.is_file()
+    )
     if not found:
         raise DataError(f"{path}: no PDF and no picture in this folder")
     return [str(file) for file in found]

@@ -17,7 +17,13 @@ from ..tiling import Grid, choose_grid, covering_grid, cut, fit_size
 
 MAX_PIXELS = 178_956_970
 """Pages with more pixels are refused: Pillow's own limit against decompression bombs."""
-WHITE = (255, 255, 255)
+WHITE, BLACK = (255, 255, 255, 255), (0, 0, 0, 255)
+NEARLY_WHITE, WHITE_INK = 230, 0.98
+"""A picture is white ink on nothing where so large a share of its ink is at least that bright."""
+PHOTOMETRIC = 262
+"""TIFF's tag; 0 means that zero is white."""
+DEPTHS = (8, 10, 12, 16)
+"""Bits that grey is stored with, often in 16-bit files."""
 
 
 class AlignVLMImagesKwargs(ImagesKwargs, total=False):
@@ -33,24 +39,38 @@ class AlignVLMImagesKwargs(ImagesKwargs, total=False):
 def to_rgb(image: Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Upright 8-bit RGB from any Pillow image.
 
-    EXIF rotation is applied; transparency is laid on white; 16-bit and float grey is scaled to its
-    range; CMYK and palettes are converted.
+    EXIF rotation is applied; transparency is laid on white, or on black where what is drawn is
+    white; 10-, 12- and 16-bit and float grey is scaled to its range, also where zero is white;
+    CMYK and palettes are converted.
 
     Raises:
         DataError: an empty image, more than ``max_pixels``, or a file that cannot be decoded.
     """
     _check_size(*image.size, max_pixels)
+    zero_is_white = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0
     try:
         image = ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"the image cannot be decoded: {error}") from None
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_scale_to_byte(np.asarray(image))).convert("RGB")
+        grey = _scale_to_byte(np.asarray(image))
+        # Pillow turns such pictures round itself where they have 8 bits or fewer
+        return Image.fromarray(255 - grey if zero_is_white else grey).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        canvas = Image.new("RGBA", rgba.size, (*WHITE, 255))
+        canvas = Image.new("RGBA", rgba.size, BLACK if _is_white_ink(rgba) else WHITE)
         return Image.alpha_composite(canvas, rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _is_white_ink(image: Image.Image) -> bool:
+    """Whether an RGBA picture shows hardly anything that could be seen on white."""
+    pixels = np.asarray(image)
+    alpha = pixels[..., 3].astype(np.float32)
+    if alpha.min() == 255 or alpha.max() == 0:
+        return False
+    bright = pixels[..., :3].min(-1) >= NEARLY_WHITE
+    return bool((alpha * bright).sum() > WHITE_INK * alpha.sum())
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
@@ -64,11 +84,13 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _scale_to_byte(grey: NDArray) -> NDArray:
-    """16-bit, 32-bit or float grey to 8 bits, by the smallest range that holds the values."""
+    """10- to 32-bit or float grey to 8 bits, by the smallest usual range that holds the values."""
     values = np.nan_to_num(grey.astype(np.float64))
     peak = values.max()
-    unit = peak <= 1 and grey.dtype.kind == "f"
-    top = 1.0 if unit else 255.0 if peak <= 255 else 65535.0 if peak <= 65535 else peak
+    if peak <= 1 and grey.dtype.kind == "f":
+        top = 1.0
+    else:
+        top = next((2.0**bits - 1 for bits in DEPTHS if peak < 2**bits), peak)
     return np.clip(values / top * 255, 0, 255).round().astype(np.uint8)
 
 
@@ -204,7 +226,7 @@ def _on_canvas(
     if page.size != target:
         page = page.resize(target, resample or Image.Resampling.BICUBIC)
     if target != canvas_size:
-        canvas = Image.new("RGB", canvas_size, WHITE)
+        canvas = Image.new("RGB", canvas_size, WHITE[:3])
         canvas.paste(page)
         page = canvas
     return np.asarray(page).transpose(2, 0, 1)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from PIL import Image
 
-from ...documents.opening import FORMATS
+from ...documents.pictures import FORMATS
 from ...errors import DataError, nearest
 from ..records import Record, make_record
 from ..source import check_index

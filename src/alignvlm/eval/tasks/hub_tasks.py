@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from ...documents.opening import FORMATS, open_image
+from ...documents.pictures import FORMATS, open_image
 from ...errors import DataError, nearest
 from ...processing.image_processor import MAX_PIXELS, to_rgb
 from ..metrics import Metric

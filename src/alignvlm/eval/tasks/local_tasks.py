@@ -25,7 +25,7 @@ from ...data.benchmarks.tables import (
     TabFactSource,
     WTQSource,
 )
-from ...documents.opening import open_image
+from ...documents.pictures import open_image
 from ...errors import DataError
 from .task import Sample, Task, announce, digest_files, metrics_named
 
