@@ -149,9 +149,11 @@ class PdfDocument:
         """
         with open_page(self.path, self.document, index) as page:
             width, height = _page_size(self.path, page, index, dpi)
+        if width * height <= max_pixels:
+            return dpi / 72
         fits = math.sqrt(max_pixels / (width * height))
-        # a pixel is lost to rounding up on each side
-        return dpi / 72 * min(1.0, fits * (1 - 1 / min(width, height)))
+        # sides are rounded up: a pixel of each is kept back
+        return dpi / 72 * fits * max(1 - 1 / (fits * min(width, height)), 0.5)
 
     def render(self, index: int, dpi: float, max_pixels: int) -> Image.Image:
         """A page as RGB, of at most ``max_pixels``; see :meth:`scale`."""
