@@ -61,12 +61,14 @@ def _fixed(norm: nn.Module | None) -> bool:
     return _untouched(norm, nn.BatchNorm2d) and norm.track_running_stats and not norm.training
 
 
-def _fold(convolution: nn.Module, norm: nn.BatchNorm2d) -> None:
+def _fold(convolution: nn.Conv2d | nn.ConvTranspose2d, norm: nn.BatchNorm2d) -> None:
     """Give a convolution weights that do what the batch norm after it does as well."""
     weight, bias = convolution.weight, convolution.bias
     exact = torch.promote_types(weight.dtype, torch.float32)
     scale = torch.rsqrt(norm.running_var.to(exact) + norm.eps)
-    shift = -norm.running_mean.to(exact) if bias is None else bias.to(exact) - norm.running_mean
+    shift = norm.running_mean.to(exact).neg()
+    if bias is not None:
+        shift = shift + bias
     if norm.affine:
         scale = scale * norm.weight
     shift = shift * scale
