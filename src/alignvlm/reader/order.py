@@ -30,7 +30,7 @@ shorter. Lines between the two must also go on like sentences."""
 GOING_ON, SEVERAL = 0.3, 0.5
 """Sentences go on where that share of the lines of several words starts with a small letter, as
 cells of a table seldom do, and that share of the lines has several words."""
-BROKEN, WORDS, PHRASES = 0.7, 0.85, 0.15
+BROKEN, WORDS, PHRASES = 0.7, 0.85, 0.1
 """Lines of large print hold a word or two. They are running text where the first word of the next
 line would not have fitted behind that share of them, that share has no digits, that share several
 words, and ``GOING_ON`` of them start with a small letter."""
