@@ -1,4 +1,4 @@
-"""Posteriors made by hand to characters, their doubt, their places, and spaces."""
+"""Logits made by hand to characters, their doubt, their places, and spaces."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ SPACE = ALPHABET.index(" ") + 1
 SURE = 0.94
 
 
-def posteriors(*columns: str | dict[str, float]) -> Tensor:
-    """``[columns, alphabet]``: a column's character (``"_"`` is CTC's blank), or probabilities."""
+def logits(*columns: str | dict[str, float]) -> Tensor:
+    """``[columns, alphabet]``: of a column's character (``"_"`` is CTC's blank), or of several with
+    their probabilities."""
     rows = []
     for column in columns:
         shares = {column: SURE} if isinstance(column, str) else column
         rest = (1 - sum(shares.values())) / (len(ALPHABET) + 1 - len(shares))
         rows.append([shares.get(char, rest) for char in "_" + ALPHABET])
-    return torch.tensor(rows, dtype=torch.float64)
+    return torch.tensor(rows, dtype=torch.float64).log()
 
 
 def blots(width: int, *spans: tuple[float, float]) -> Tensor:
@@ -42,7 +43,7 @@ def under(columns: int, at: list[int], half: int = 3) -> Tensor:
 def read(*columns: str | dict[str, float], crop: Tensor | None = None) -> Decoded:
     crop = torch.ones(3, 48, len(columns) * STEP) if crop is None else crop
     width = np.array([len(columns) * STEP])
-    return decode(posteriors(*columns)[None], crop[None], width, SPACE)[0]
+    return decode(logits(*columns)[None], crop[None], width, SPACE)[0]
 
 
 def text(decoded: Decoded) -> str:
@@ -97,26 +98,26 @@ def test_a_likely_blank_is_no_character():
     assert text(read({"_": 0.5, "a": 0.45}, "b")) == "b"
 
 
-def test_gradients_flow_to_the_posteriors():
-    values = posteriors("_", {"a": 0.7, "b": 0.2}, "_").requires_grad_()
+def test_gradients_flow_to_the_logits():
+    values = logits("_", {"a": 0.7, "b": 0.2}, "_").requires_grad_()
     crop = torch.ones(1, 3, 48, 24)
     (decoded,) = decode(values[None], crop, np.array([24]), SPACE)
     (gradient,) = torch.autograd.grad(decoded.log_ratio[0, 0], values)
     wanted = torch.zeros_like(values)
-    wanted[1, 1], wanted[1, 2] = -1 / 0.7, 1 / 0.2
+    wanted[1, 1], wanted[1, 2] = -1, 1
     torch.testing.assert_close(gradient, wanted)
 
 
 def test_impossible_characters_do_not_make_infinities():
-    values = torch.zeros(1, 1, len(ALPHABET) + 1)
-    values[0, 0, 1] = 1
+    values = torch.full((1, 1, len(ALPHABET) + 1), -torch.inf)
+    values[0, 0, 1] = 0
     (decoded,) = decode(values.requires_grad_(), torch.ones(1, 3, 48, 8), np.array([8]), SPACE)
     assert decoded.log_ratio.isfinite().all()
     assert torch.autograd.grad(decoded.log_ratio.sum(), values)[0].isfinite().all()
 
 
 def test_lines_of_a_batch_end_where_they_end():
-    both = torch.stack([posteriors(*"ab_c"), posteriors(*"d_ef")])
+    both = torch.stack([logits(*"ab_c"), logits(*"d_ef")])
     lines = decode(both, torch.ones(2, 3, 48, 32), np.array([32, 24]), SPACE)
     assert [text(line) for line in lines] == ["abc", "de"]
     assert lines[1].right.max() <= 24
@@ -256,7 +257,7 @@ def test_a_number_is_not_torn_at_its_point(chars, meant):
     for place, char in zip(places, chars, strict=True):
         columns[place] = char
     crop, width = under(15, places, half=5), np.array([15 * STEP])
-    values = posteriors(*columns)[None]
+    values = logits(*columns)[None]
     (decoded,) = decode(values, crop[None], width, SPACE, digits={1, 2}, points={3})
     assert text(decoded) == meant
     (decoded,) = decode(values, crop[None], width, SPACE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from alignvlm.reader.boxes import Boxes
@@ -142,6 +142,58 @@ def test_large_print_that_goes_on_is_read_down():
     assert order_of_texts(going) == list(range(10))
     cells = ["Rain", "Town", "Sun", "Day", "Hour", "12", "40", "7", "9", "11"]
     assert order_of_texts(cells) == [0, 5, 1, 6, 2, 7, 3, 8, 4, 9]
+
+
+WORDS = "the rain came down on a town that nobody had seen for many years and then it stopped"
+
+
+def wrapped(words: list[str], width: float, em: float = 12.0) -> list[str]:
+    """Lines of words, each as full as it gets; a letter is half an em wide."""
+    lines = [words[0]]
+    for word in words[1:]:
+        if (len(lines[-1]) + 1 + len(word)) * em / 2 <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
+
+
+@slants
+@settings(max_examples=20, deadline=None)
+@given(st.data())
+def test_a_word_or_two_a_line_are_read_down_if_they_were_wrapped(slant, data):
+    """Columns of 5 to 7 ems, whatever the order of the words."""
+    width = data.draw(st.sampled_from([60.0, 72.0, 84.0]))
+    columns = []
+    for name in ("left", "right"):
+        words = data.draw(st.permutations(WORDS.split()), label=name)
+        columns.append(wrapped(list(words), width))
+    assume(np.mean([" " in line for lines in columns for line in lines]) > 0.2)
+    pieces = [
+        (line, 20 + i * (width + 24), 18.0 * n, len(line) * 6.0)
+        for i, lines in enumerate(columns)
+        for n, line in enumerate(lines)
+    ]
+    rows = reading_order(laid(pieces, slant), [piece[0] for piece in pieces])
+    assert [i for row in rows for i in row] == list(range(len(pieces)))
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["latin1", "iso8859_1", "ascii", "us_646", "hebrew", "cp424", "utf_8", "u8"] * 2,
+        ["yes", "no", "maybe", "never", "often", "seldom", "always", "once"] * 2,
+        ["two eggs", "12.00", "milk", "3.40", "rye bread", "7.95", "salt", "1.10"] * 2,
+    ],
+    ids=["codes", "words", "prices"],
+)
+def test_cells_in_small_letters_are_read_across(cells):
+    """As long as each other, so none would fit behind another."""
+    pieces = [
+        (cell, 20 + 90 * (n % 2), 18.0 * (n // 2), 6.0 * len(cell)) for n, cell in enumerate(cells)
+    ]
+    rows = reading_order(laid(pieces), cells)
+    assert rows == [[i, i + 1] for i in range(0, len(cells), 2)]
 
 
 def test_columns_above_and_below_a_heading():

@@ -20,7 +20,7 @@ STEP = 8
 LEAST_WIDTH, MOST_WIDTH = 5 * STEP, 400 * STEP
 """Of a cut-out line, px. A line so long that it would be wider is squeezed."""
 BATCH_COLUMNS = 400
-"""Columns that are recognised at once: their posteriors over all characters take 30 MB."""
+"""Columns that are recognised at once: their logits over all characters take 30 MB."""
 HALVE = 1.8
 """Lines this many times as high as the cut-out are taken from the page at half its size."""
 

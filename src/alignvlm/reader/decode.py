@@ -1,4 +1,4 @@
-"""From a recogniser's posteriors to the characters of a line, each with its place and its doubt.
+"""From a recogniser's logits to the characters of a line, each with its place and its doubt.
 
 Greedy CTC (Graves et al., 2006): of neighbouring columns that agree the surest one speaks. Spaces
 come from two witnesses: the recogniser's own space, and wide gaps in the ink where it read none.
@@ -6,6 +6,7 @@ come from two witnesses: the recogniser's own space, and wide gaps in the ink wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ from .crops import HEIGHT, STEP
 
 OPTIONS = 4
 """Other characters that are kept for each position."""
+LEAST = math.log(1e-9)
+"""Log-probability below which one character is as unlikely as another."""
 INK = 0.35
 """Share of a line's strongest contrast above which a column of pixels has ink."""
 SPACE_PX, SPACE_RATIO = 12.0, 3.0
@@ -47,7 +50,7 @@ class Decoded(NamedTuple):
 
 
 def decode(
-    posteriors: Float[Tensor, "lines columns alphabet"],
+    logits: Float[Tensor, "lines columns alphabet"],
     crops: Float[Tensor, "lines 3 48 width"],
     widths: NDArray[np.int64],
     space: int,
@@ -57,24 +60,24 @@ def decode(
     """Characters of some lines.
 
     Args:
-        posteriors: for each column; the first character is CTC's blank.
+        logits: of each column's character, the first of which is CTC's blank.
         crops: the cut-out lines, for the gaps in their ink.
         widths: of each line within the batch, px.
         space: the alphabet's index of the space.
         digits, points: indices of digits, and of the marks that stand between them in a number,
             where the ink has a gap that is no space.
     """
-    best, kind = posteriors.detach().max(-1)
+    kind = logits.detach().argmax(-1)
+    best = _probability(logits.detach(), kind)
     best, kind = best.float().cpu().numpy(), kind.cpu().numpy()
     chosen = [_peaks(b[: w // STEP], k[: w // STEP]) for b, k, w in zip(best, kind, widths)]
     line = np.repeat(np.arange(len(chosen)), [len(c) for c in chosen])
     column = np.concatenate(chosen) if chosen else np.zeros(0, np.int64)
     index = (
-        torch.from_numpy(line).to(posteriors.device),
-        torch.from_numpy(column).to(posteriors.device),
+        torch.from_numpy(line).to(logits.device),
+        torch.from_numpy(column).to(logits.device),
     )
-    picked = posteriors[index]
-    log_ratio, options = _options(picked, kind[line, column])
+    log_ratio, options = _options(logits[index], kind[line, column])
     ink = _ink(crops.detach())
     result, start = [], 0
     for number, columns in enumerate(chosen):
@@ -91,6 +94,17 @@ def decode(
             right,
         )
         result.append(_with_gaps(read, line_ink, space, digits, points))
+    return result
+
+
+def _probability(logits: Tensor, kind: Tensor) -> Tensor:
+    """Probability of each column's likeliest character, 0 for CTC's blank; a softmax over all
+    columns would take several times as long."""
+    said = kind != 0
+    rows = logits[said]
+    rows = rows if rows.dtype == torch.float64 else rows.float()
+    result = rows.new_zeros(kind.shape)
+    result[said] = (rows.amax(-1) - rows.logsumexp(-1)).exp()
     return result
 
 
@@ -111,11 +125,13 @@ def _options(picked: Tensor, kinds: NDArray) -> tuple[Tensor, NDArray[np.int64]]
         return picked.new_zeros(0, OPTIONS), np.zeros((0, OPTIONS), np.int64)
     own = torch.from_numpy(kinds).to(picked.device)[:, None]
     # the best two may be the character itself and the blank; what remains keeps its order
+    picked = picked if picked.dtype == torch.float64 else picked.float()
     best = picked.detach().topk(OPTIONS + 2, dim=1).indices
     refused = (best == own) | (best == 0)
     options = best.gather(1, refused.long().argsort(dim=1, stable=True))[:, :OPTIONS]
-    ratio = picked.gather(1, options).clamp_min(1e-9) / picked.gather(1, own).clamp_min(1e-9)
-    return ratio.log(), options.cpu().numpy()
+    total = picked.logsumexp(1, keepdim=True)
+    ratio = (picked.gather(1, options) - total).clamp_min(LEAST) - (picked.gather(1, own) - total)
+    return ratio, options.cpu().numpy()
 
 
 def _ink(crops: Tensor) -> NDArray[np.bool_]:

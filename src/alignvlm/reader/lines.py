@@ -28,11 +28,11 @@ def assemble(lines: list[Line], alphabet: str) -> list[Row]:
         return []
     boxes = joined([line.box for line in lines])
     quarters = _page_turn(boxes)
-    rows = []
     texts = ["".join(alphabet[k - 1] for k in line.read.kind) for line in lines]
-    for row in reading_order(_upright(boxes, quarters), texts):
-        rows.append(_row([lines[i] for i in row], alphabet, quarters))
-    return rows
+    return [
+        _row([lines[i] for i in row], [texts[i] for i in row], alphabet, quarters)
+        for row in reading_order(_upright(boxes, quarters), texts)
+    ]
 
 
 def _page_turn(boxes: Boxes) -> int:
@@ -51,13 +51,12 @@ def _upright(boxes: Boxes, quarters: int) -> Boxes:
     return Boxes(centre.astype(np.float32), boxes.size, angle.astype(np.float32))
 
 
-def _row(lines: list[Line], alphabet: str, quarters: int) -> Row:
+def _row(lines: list[Line], texts: list[str], alphabet: str, quarters: int) -> Row:
     """Pieces from left to right with a sure space between."""
-    text, options, ratios, boxes, sure = "", [], [], [], []
+    options, ratios, boxes, sure = [], [], [], []
     for line in lines:
         own = character_boxes(line)
-        if text:
-            text += " "
+        if boxes:
             options.append("")
             ratios.append(
                 line.read.log_ratio.new_full((1, line.read.log_ratio.shape[1]), -torch.inf)
@@ -65,12 +64,11 @@ def _row(lines: list[Line], alphabet: str, quarters: int) -> Row:
             gap = _between(boxes[-1][-1], own[0])
             boxes.append(gap[None])
             sure.append(np.ones(1, np.float32))
-        text += "".join(alphabet[k - 1] for k in line.read.kind)
         options += _options(line, alphabet)
         ratios.append(line.read.log_ratio)
         boxes.append(own)
         sure.append(line.read.probability)
-    characters = Characters(text, tuple(options), torch.cat(ratios))
+    characters = Characters(" ".join(texts), tuple(options), torch.cat(ratios))
     return Row(characters, np.concatenate(boxes), np.concatenate(sure), quarters)
 
 

@@ -8,6 +8,7 @@ respect makes columns, the gaps between a table's short cells do not.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,10 @@ shorter. Lines between the two must also go on like sentences."""
 GOING_ON, SEVERAL = 0.3, 0.5
 """Sentences go on where that share of the lines of several words starts with a small letter, as
 cells of a table seldom do, and that share of the lines has several words."""
+BROKEN, WORDS, PHRASES = 0.7, 0.85, 0.1
+"""Lines of large print hold a word or two. They are running text where the first word of the next
+line would not have fitted behind that share of them, that share has no digits, that share several
+words, and ``GOING_ON`` of them start with a small letter."""
 
 
 def reading_order(boxes: Boxes, texts: Sequence[str] | None = None) -> list[list[int]]:
@@ -44,8 +49,8 @@ def reading_order(boxes: Boxes, texts: Sequence[str] | None = None) -> list[list
     if not len(boxes):
         return []
     pieces = _straightened(boxes)
-    prose = np.array([_prose(text) for text in texts or [""] * len(boxes)])
-    blocks = _blocks(pieces, prose, np.arange(len(boxes)))
+    said = _Said.of(texts or [""] * len(boxes))
+    blocks = _blocks(pieces, said, np.arange(len(boxes)))
     return [row for block in blocks for row in _rows(pieces, block)]
 
 
@@ -111,15 +116,15 @@ def _covers(a: NDArray, b: NDArray) -> bool:
     return -_apart(a, b) > 0.5 * min(a[2] - a[0], b[2] - b[0])
 
 
-def _blocks(pieces: NDArray, prose: NDArray, block: NDArray) -> list[NDArray]:
+def _blocks(pieces: NDArray, said: _Said, block: NDArray) -> list[NDArray]:
     """A block split at its gutters: what stands above, the columns, what stands below."""
-    found = _columns(pieces, prose, block)
+    found = _columns(pieces, said, block)
     if found is None:
         return [block]
-    return [part for piece in found if len(piece) for part in _blocks(pieces, prose, piece)]
+    return [part for piece in found if len(piece) for part in _blocks(pieces, said, piece)]
 
 
-def _columns(pieces: NDArray, prose: NDArray, block: NDArray) -> Sequence[NDArray] | None:
+def _columns(pieces: NDArray, said: _Said, block: NDArray) -> Sequence[NDArray] | None:
     """What stands above, left, right and below of a gutter; ``None`` if there is none.
 
     A gutter is a vertical line at the end of many pieces. Around it the tallest band is taken
@@ -139,8 +144,7 @@ def _columns(pieces: NDArray, prose: NDArray, block: NDArray) -> Sequence[NDArra
             count = min(len(left), len(right))
             if count <= most:
                 continue
-            goes_on = _goes_on(prose[np.append(left, right)])
-            if _runs(pieces, left, goes_on) and _runs(pieces, right, goes_on):
+            if _running(pieces, said, left, right):
                 above, below = block[middles <= top], block[middles >= bottom]
                 best, most = (above, left, right, below), count
     return best
@@ -157,24 +161,75 @@ def _gutters(pieces: NDArray) -> list[float]:
     return sorted(found)
 
 
-def _prose(text: str) -> int:
-    """0: one word, or none; 1: several words; 2: several, the first in small letters."""
-    return 0 if len(text.split()) < 2 else 1 + text[0].islower()
+class _Said(NamedTuple):
+    """What the pieces' texts tell about where lines break, for each piece.
+
+    Attributes:
+        several: whether it has several words.
+        small: whether its first letter is a small one.
+        plain: whether it has no digits.
+        head: share of it that its first word and the space before that would take.
+    """
+
+    several: NDArray[np.bool_]
+    small: NDArray[np.bool_]
+    plain: NDArray[np.bool_]
+    head: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> _Said:
+        """Of some texts."""
+        words = [text.split() for text in texts]
+        return cls(
+            np.array([len(own) > 1 for own in words]),
+            np.array([bool(own) and own[0][0].islower() for own in words]),
+            np.array([not any(char.isdigit() for char in text) for text in texts]),
+            np.array([(len(own[0]) + 1) / len(t) if own else 1.0 for own, t in zip(words, texts)]),
+        )
 
 
-def _goes_on(prose: NDArray) -> bool:
-    several = prose > 0
-    return bool(several.mean() >= SEVERAL and (prose[several] == 2).mean() >= GOING_ON)
+def _running(pieces: NDArray, said: _Said, left: NDArray, right: NDArray) -> bool:
+    """Whether what stands left and right of a gutter is running text."""
+    if min(len(left), len(right)) < GUTTER_LINES:
+        return False
+    both = np.append(left, right)
+    goes_on = _goes_on(said, both)
+    if _runs(pieces, left, goes_on) and _runs(pieces, right, goes_on):
+        return True
+    shares = (said.small, GOING_ON), (said.plain, WORDS), (said.several, PHRASES)
+    return all(kind[both].mean() >= least for kind, least in shares) and all(
+        _broken(pieces[side], said.head[side]) for side in (left, right)
+    )
+
+
+def _goes_on(said: _Said, lines: NDArray) -> bool:
+    several = said.several[lines]
+    small = said.small[lines][several]
+    return bool(several.mean() >= SEVERAL and small.mean() >= GOING_ON)
+
+
+def _broken(lines: NDArray, head: NDArray) -> bool:
+    """Whether lines of text end where the next word did not fit, most of them.
+
+    Args:
+        lines: left, top, right, bottom of each.
+        head: share of each that its first word and a space take.
+    """
+    full = []
+    for stack in _stacks(lines):
+        stack = stack[np.argsort(lines[stack, 1] + lines[stack, 3], kind="stable")]
+        length = lines[stack, 2] - lines[stack, 0]
+        needed = length[:-1] + (head[stack] * length)[1:]
+        full.extend(needed > length.max())
+    return bool(full) and float(np.mean(full)) >= BROKEN
 
 
 def _runs(pieces: NDArray, column: NDArray, goes_on: bool) -> bool:
-    """Whether a column is running text: enough lines, most of them full.
+    """Whether most lines of a column are as long as those of running text.
 
     Args:
         goes_on: whether lines go on like sentences.
     """
-    if len(column) < GUTTER_LINES:
-        return False
     length = pieces[column, 2] - pieces[column, 0]
     height = pieces[column, 3] - pieces[column, 1]
     width = _widths(pieces[column])
@@ -185,10 +240,14 @@ def _runs(pieces: NDArray, column: NDArray, goes_on: bool) -> bool:
 
 def _widths(pieces: NDArray) -> NDArray[np.float64]:
     """Width of the column that each piece stands in: two of three columns are no wide one."""
+    result = np.empty(len(pieces))
+    for stack in _stacks(pieces):
+        result[stack] = pieces[stack, 2].max() - pieces[stack, 0].min()
+    return result
+
+
+def _stacks(pieces: NDArray) -> list[NDArray[np.int64]]:
+    """Pieces by column: what white space from top to bottom separates."""
     order = np.argsort(pieces[:, 0], kind="stable")
     left, reach = pieces[order, 0], np.maximum.accumulate(pieces[order, 2])
-    starts = np.flatnonzero(np.append(True, left[1:] > reach[:-1]))
-    ends = np.append(starts[1:], len(order))
-    result = np.empty(len(order))
-    result[order] = np.repeat(reach[ends - 1] - left[starts], ends - starts)
-    return result
+    return np.split(order, np.flatnonzero(left[1:] > reach[:-1]) + 1)

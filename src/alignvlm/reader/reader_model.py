@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,6 +34,7 @@ from .boxes import Boxes, find_boxes, nothing
 from .cells import join_tiles, page_grids, place, split_tiles
 from .crops import Page
 from .lines import Line, assemble
+from .networks import folded, line_logits
 from .page import PageTokens, Row
 from .reader_config import ReaderConfig
 from .recognise import Recogniser
@@ -186,7 +188,8 @@ class ReaderModel(PreTrainedModel):
         boxes = self.find_lines(page)
         if not len(boxes):
             return []
-        read = Recogniser(self.recogniser, self.config.alphabet, self.progress)
+        logits = partial(line_logits, folded(self.recogniser))
+        read = Recogniser(logits, self.config.alphabet, self.progress)
         lines: list[Line] = read(Page(page), boxes)
         return assemble(lines, self.config.alphabet)
 
@@ -196,7 +199,7 @@ class ReaderModel(PreTrainedModel):
         if float(page.amax() - page.amin()) < LEAST_CONTRAST:
             return nothing()
         pixels, scale, size = detector_input(page)
-        found = self.detector(pixels.to(self.dtype)).last_hidden_state
+        found = folded(self.detector)(pixels.to(self.dtype)).last_hidden_state
         probability = found[0, 0, : size[0], : size[1]].float().cpu().numpy()
         return find_boxes(np.ascontiguousarray(probability), scale)
 

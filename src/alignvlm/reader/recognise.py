@@ -11,9 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor
 
 from .boxes import Boxes
 from .crops import Page, batches, widths
@@ -52,7 +51,7 @@ class Recogniser:
     """Reads boxes of a page.
 
     Args:
-        network: posteriors ``[lines, columns, alphabet]`` of ``[lines, 3, 48, width]``.
+        logits: of lines ``[lines, 3, 48, width]``, ``[lines, columns, alphabet]``.
         alphabet: its characters after CTC's blank.
         progress: called after each batch with the lines read and their number. It may raise, to
             end the work.
@@ -60,11 +59,11 @@ class Recogniser:
 
     def __init__(
         self,
-        network: nn.Module,
+        logits: Callable[[Tensor], Tensor],
         alphabet: str,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self.network = network
+        self.logits = logits
         self.progress = progress
         self.space = alphabet.index(" ") + 1
         self.digits = frozenset(i for i, char in enumerate(alphabet, start=1) if char.isdigit())
@@ -114,11 +113,9 @@ class Recogniser:
         lines: list[Line | None] = [None] * len(boxes)
         width, done = widths(boxes), 0
         for index in batches(boxes):
-            crops = page.cut(boxes.take(index)).to(next(self.network.parameters()).dtype)
-            # a tenth faster on a CPU
-            crops = crops.contiguous(memory_format=torch.channels_last)
-            posteriors = self.network(crops).last_hidden_state
-            decoded = decode(posteriors, crops, width[index], self.space, self.digits, self.points)
+            crops = page.cut(boxes.take(index))
+            logits = self.logits(crops)
+            decoded = decode(logits, crops, width[index], self.space, self.digits, self.points)
             for i, read in zip(index, decoded, strict=True):
                 lines[i] = Line(boxes.take(slice(i, i + 1)), int(width[i]), read)
             done += len(index)
