@@ -130,7 +130,7 @@ def test_little_is_left_to_other_tokens(q, seed):
     order = torch.randperm(300, generator=torch.Generator().manual_seed(seed))
     p = said(connector, order[: len(q)][None], fp64(*q))[0]
     torch.testing.assert_close(p[order[: len(q)]], fp64(*q)[0], rtol=0.1, atol=1e-3)
-    assert p[order[len(q) :]].sum() < 0.02
+    assert p[order[len(q) :]].sum() < 0.1
 
 
 def test_the_level_is_the_highest_possible():

@@ -218,7 +218,7 @@ class AlignConnector(Inspected):
         text_embedding: Float[Tensor, "vocab d_text"],
     ) -> Float[Tensor, "tiles tokens d_text"]:
         self.check_grid(features)
-        tokens = self.read(features, text_embedding).tokens
+        tokens = self._read(features, text_embedding, None, None).tokens
         assert tokens is not None
         return tokens
 
@@ -230,6 +230,17 @@ class AlignConnector(Inspected):
         blank_id: int | None = None,
     ) -> VisualTokens:
         """See :meth:`Connector.read`. Equal features cost one row."""
+        if text_embedding is not None and targets is None and blank_id is None:
+            return super().read(features, text_embedding)
+        return self._read(features, text_embedding, targets, blank_id)
+
+    def _read(
+        self,
+        features: Tensor,
+        text_embedding: Tensor | None,
+        targets: Tensor | None,
+        blank_id: int | None,
+    ) -> VisualTokens:
         shape = features.shape[0], features.shape[1] * features.shape[2]
         flat = features.flatten(0, 2)
         # which features are equal depends on the data, of which tracing and meta tensors have none
