@@ -272,3 +272,38 @@ def test_tiles_that_the_grids_do_not_name(make_model, make_batch):
         for call, given in calls:
             with pytest.raises(AlignVLMError, match=f"ask for 4 tiles, pixel_values has {tiles}"):
                 call(**given)
+
+
+@pytest.mark.parametrize(
+    ("name", "tied", "parts"),
+    [
+        ("align", False, ["model.connector"]),
+        ("align", False, ["model.connector", "model.language_model.embed_tokens"]),
+        ("align", True, ["model.language_model.embed_tokens", "lm_head"]),
+        ("ovis", False, ["model.connector"]),
+        ("c_abstractor", False, ["model.connector"]),
+    ],
+)
+def test_parts_kept_on_disk(make_model, make_batch, tmp_path, name, tied, parts):
+    """ALIGN reads W2, gamma, beta and the table without a call of the layers that own them."""
+    model = make_model(name, text={"tie_word_embeddings": tied})
+    model.save_pretrained(tmp_path / "model")
+    text = ("embed_tokens", "layers", "norm", "rotary_emb")
+    places = [f"model.language_model.{part}" for part in text]
+    places += ["model.vision_model", "model.connector", "lm_head"]
+    disk = AlignVLMForConditionalGeneration.from_pretrained(
+        tmp_path / "model",
+        device_map={place: "disk" if place in parts else "cpu" for place in places},
+        offload_folder=tmp_path / "disk",
+    )
+    away = {n for n, p in disk.named_parameters() if p.is_meta}
+    assert away and all(name.startswith(tuple(parts)) for name in away)
+    batch = make_batch(model, 1)
+    with torch.no_grad():
+        assert torch.equal(disk(**batch).logits, model(**batch).logits)
+        assert new_tokens(disk, batch) == new_tokens(model, batch)
+        if name == "align":
+            features = model.model.encode_tiles(batch["pixel_values"])
+            top, expected = (m.model.connector.top_tokens(features, 3) for m in (disk, model))
+            assert torch.equal(top[1], expected[1])
+    assert away <= {n for n, p in disk.named_parameters() if p.is_meta}

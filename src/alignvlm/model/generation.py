@@ -22,6 +22,7 @@ from .outputs import CACHE, AlignVLMCausalLMOutput, Encoded
 class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin):
     """AlignVLM with the language model's head: ask it about pages, or train it."""
 
+    _tp_plan = {"lm_head": "colwise_gather_output"}
     _tied_weights_keys: dict[str, str] = {
         "lm_head.weight": "model.language_model.embed_tokens.weight"
     }

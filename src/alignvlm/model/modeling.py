@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import AutoModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -52,10 +53,11 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         self.language_model.set_input_embeddings(value)
 
     def text_embedding(self) -> Float[Tensor, "vocab d_text"]:
-        """E_text: the language model's input embedding table."""
+        """E_text: the language model's input embedding table, whole where it is sharded."""
         embedding = self.get_input_embeddings()
         with loaded(embedding):
-            return embedding.weight  # type: ignore[return-value]
+            table: Any = embedding.weight
+        return table.full_tensor() if isinstance(table, DTensor) else table
 
     def encode_tiles(
         self,
