@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -307,3 +310,20 @@ def test_parts_kept_on_disk(make_model, make_batch, tmp_path, name, tied, parts)
             top, expected = (m.model.connector.top_tokens(features, 3) for m in (disk, model))
             assert torch.equal(top[1], expected[1])
     assert away <= {n for n, p in disk.named_parameters() if p.is_meta}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False])
+def test_two_processes_share_the_weights(make_model, make_batch, tmp_path, tied):
+    """ALIGN needs the whole of the table that tensor parallelism shards."""
+    model = make_model(text={"tie_word_embeddings": tied, "num_key_value_heads": 2})
+    model.save_pretrained(tmp_path / "model")
+    batch = make_batch(model, 1)
+    torch.save(dict(batch), tmp_path / "batch.pt")
+    script = Path(__file__).with_name("two_shards.py")
+    files = [tmp_path / name for name in ("model", "batch.pt", "logits.pt")]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    subprocess.run([*torchrun, "--nproc-per-node", "2", script, *files], check=True, timeout=300)
+    with torch.no_grad():
+        expected = model(**batch).logits
+    torch.testing.assert_close(torch.load(files[2], weights_only=True), expected)

@@ -204,7 +204,7 @@ class ReaderModel(PreTrainedModel):
 
 
 def _switches_nothing(*configs: PreTrainedConfig) -> None:
-    """Convolutions have no attention to implement otherwise, and their classes refuse to be asked."""
+    """Convolutions have no attention to switch, and their classes refuse to be asked."""
     for config in configs:
         config._attn_implementation = "eager"
 
