@@ -290,7 +290,7 @@ def test_top_tokens_and_telemetry_equal_the_dense(pruned, rows_per_block, monkey
     if pruned:
         connector.prune(KEPT)
     size = 4 * connector.w2.out_features * rows_per_block
-    monkeypatch.setattr("alignvlm.connectors.align.DENSE_BYTES", size)
+    monkeypatch.setattr("alignvlm.connectors.inspection.DENSE_BYTES", size)
     features, _ = inputs()
     dense = connector.vocab_distribution(features)
     probabilities, ids = connector.top_tokens(features, k=5)

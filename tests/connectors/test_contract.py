@@ -69,6 +69,33 @@ def test_tiles_do_not_see_each_other(name):
 
 
 @every_connector
+def test_reading_gives_the_tokens_and_what_p_vocab_says(name):
+    """The one call of the model. Who has no P_vocab refuses to be asked about it."""
+    connector = build(name).double()
+    features, table = inputs(dtype=torch.float64)
+    count = connector.config.num_tokens(3, 5)
+    read = connector.read(features, table)
+    assert torch.equal(read.tokens, connector(features, table))
+    assert read.target_log_p is None and read.blank_log_p is None
+    targets = torch.randint(-1, VOCAB, (2, count), generator=torch.Generator().manual_seed(0))
+    if name != "align":
+        for asked in ((table, targets, None), (table, None, 3), (None, None, None)):
+            with pytest.raises(ConfigError, match=f"needs the 'align' connector.*'{name}'"):
+                connector.read(features, *asked)
+        with pytest.raises(ConfigError, match=f"pruning needs the 'align' connector.*'{name}'"):
+            connector.prune(torch.arange(3))
+        return
+    log_p = connector.vocab_distribution(features).log().flatten(1, 2)
+    read = connector.read(features, table, targets, 3)
+    torch.testing.assert_close(read.tokens, connector(features, table))
+    torch.testing.assert_close(read.blank_log_p, log_p[..., 3])
+    wanted = log_p.gather(-1, targets.clamp_min(0)[..., None])[..., 0]
+    torch.testing.assert_close(read.target_log_p[targets >= 0], wanted[targets >= 0])
+    alone = connector.read(features, None, targets)
+    assert alone.tokens is None and alone.blank_log_p is None
+
+
+@every_connector
 def test_no_tiles(name):
     connector = build(name)
     features, table = inputs(tiles=0)

@@ -129,8 +129,8 @@ def test_little_is_left_to_other_tokens(q, seed):
     connector = keyed(head(300, 64, 0.1, seed % 3), gamma=12)
     order = torch.randperm(300, generator=torch.Generator().manual_seed(seed))
     p = said(connector, order[: len(q)][None], fp64(*q))[0]
-    torch.testing.assert_close(p[order[: len(q)]], fp64(*q)[0], rtol=0.02, atol=1e-3)
-    assert p[order[len(q) :]].sum() < 0.02
+    torch.testing.assert_close(p[order[: len(q)]], fp64(*q)[0], rtol=0.1, atol=1e-3)
+    assert p[order[len(q) :]].sum() < 0.1
 
 
 def test_the_level_is_the_highest_possible():
@@ -276,20 +276,27 @@ def test_a_vocabulary_kept_from_the_start_is_the_pruned_one():
     assert torch.equal(p.argmax(-1), KEPT)
 
 
-def test_half_precision_still_says_the_tokens():
-    rows = head(1000, 64, 0.1).bfloat16()  # as heads are stored
+def uneven_head(vocab: int, width: int) -> Tensor:
+    """Rows whose directions' variances are 10,000 apart, far from zero on average; fp64."""
+    generator = torch.Generator().manual_seed(0)
+    turn, _ = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))
+    rows = torch.randn(vocab, width, generator=generator, dtype=torch.float64)
+    mean = torch.randn(width, generator=generator, dtype=torch.float64)
+    return (rows * torch.logspace(-2, 0, width, dtype=torch.float64)) @ turn + mean
+
+
+@pytest.mark.parametrize("make", [lambda: head(1000, 64, 0.1), lambda: uneven_head(2000, 128)])
+def test_half_precision_says_tokens_and_doubt_as_full_precision_does(make):
+    rows = make().bfloat16()  # as heads are stored
     connector = keyed(rows.float()).bfloat16()
-    ids = torch.arange(1000)
-    features = connector.features_of(ids[:, None], ones(1000, torch.bfloat16), rows)
-    assert features.dtype == torch.bfloat16
-    top = connector.top_tokens(features, 1)[1][:, 0]
-    assert (top == ids).double().mean() > 0.99
-    pairs = torch.stack([ids[:500], ids[500:]], 1)
-    q = torch.tensor([[0.75, 0.25]]).expand(500, -1)
-    features = connector.features_of(pairs, q, rows)
-    assert features.dtype == torch.bfloat16
+    assert connector.w2.weight.dtype == torch.bfloat16
+    ids = torch.arange(len(rows))
+    features = connector.features_of(ids[:, None], ones(len(rows), torch.bfloat16), rows)
+    assert torch.equal(connector.top_tokens(features, 1)[1][:, 0], ids)
+    pairs = ids.view(2, -1)[:, :400].T
+    features = connector.features_of(pairs, torch.tensor([[0.75, 0.25]]).expand(400, -1), rows)
     p = connector.vocab_distribution(features).gather(1, pairs)
-    assert (p[:, 0] / p[:, 1] / 3).log().abs().median() < 0.1
+    assert (p[:, 0] / p[:, 1] / 3).log().abs().max() < 0.01
     # the visual tokens are of the model's type
     assert connector(features[None, None], rows).dtype == torch.bfloat16
 
@@ -321,6 +328,13 @@ def test_a_saved_model_still_says_what_it_read(make_model, tmp_path):
     table = model.get_input_embeddings().weight
     ids, q = torch.tensor([[4, 9], [5, -1]]), torch.tensor([[0.7, 0.3], [1, 0]])
     assert torch.equal(loaded.features_of(ids, q, table), connector.features_of(ids, q, table))
+    half = AlignVLMForConditionalGeneration.from_pretrained(
+        tmp_path / "saved", dtype=torch.bfloat16
+    )
+    kept = half.model.connector
+    assert kept.w2.weight.dtype == torch.bfloat16
+    assert torch.equal(kept.w1.weight, connector.w1.weight)
+    assert torch.equal(kept.key_mean, connector.key_mean)
 
 
 @pytest.mark.parametrize("name", sorted(set(CONNECTORS) - {"perceiver"}))

@@ -153,7 +153,7 @@ def test_merge_then_embeddings_equals_pixels(make_model, make_batch):
     images = {key: batch[key] for key in ("input_ids", "pixel_values", "image_grids")}
     mask = batch["attention_mask"]
     with torch.no_grad():
-        embeds, visual, loss, _ = model.model.merge(**images)
+        embeds, visual, loss, *_ = model.model.merge(**images)
         assert loss is None
         assert len(visual) == 20
         by_embeds = model(inputs_embeds=embeds, attention_mask=mask).logits

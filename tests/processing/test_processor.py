@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoProcessor
 
@@ -53,8 +54,9 @@ def test_placeholders_equal_the_visual_tokens(
     assert count(batch, processor) == [sum(lengths[:2]), lengths[2]]
     sizes = [(image.height, image.width) for image in images]
     told = processor._get_num_multimodal_tokens(image_sizes=sizes)
-    own = [processor(images=[i], text=[IMG])["input_ids"][0] for i in images]
-    assert told["num_image_tokens"] == [len(ids) for ids in own]
+    own = [processor(images=[i], text=[IMG], return_mm_token_type_ids=True) for i in images]
+    assert told["num_image_tokens"] == [sum(one["mm_token_type_ids"][0]) for one in own]
+    assert told["num_image_tokens"] == lengths
     assert told["num_image_patches"] == [
         len(processor(images=[i], text=[IMG])["pixel_values"]) for i in images
     ]
@@ -283,4 +285,17 @@ def test_tiling_settings_of_a_call(processor, make_image):
     batch = processor(images=[page], text=[IMG], images_kwargs={"thumbnail": True})
     assert count(batch, processor) == [20]
     told = processor._get_num_multimodal_tokens(image_sizes=[(56, 56)], max_tiles=1)
-    assert told["num_image_tokens"] == [6]
+    assert told["num_image_tokens"] == [4]
+
+
+def test_pages_of_many_cells_raise_no_warning(make_config, make_processor, make_tokenizer, caplog):
+    tokenizer = make_tokenizer()
+    tokenizer.model_max_length = 8
+    processor = make_processor(make_config(), tokenizer)
+    page = Image.new("RGB", (56, 56), "white")
+    batch = processor(images=[page], text=[IMG + " what is it?"], padding=True)
+    assert len(batch["input_ids"][0]) > 8
+    content = [{"type": "image", "image": page}, {"type": "text", "text": "What?"}]
+    messages = [{"role": "user", "content": content}]
+    processor.apply_chat_template(messages, tokenize=True, return_dict=True)
+    assert "longer than" not in caplog.text

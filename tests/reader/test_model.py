@@ -230,6 +230,17 @@ def test_a_saved_reader_reads_and_spells_the_same(tokenizer, tmp_path):
     assert ours.pages[0].text == theirs.pages[0].text
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
+def test_any_attention_may_be_asked_for(tmp_path, attention):
+    """Convolutions have none to switch; a model that holds the reader asks all its parts."""
+    tiny().save_pretrained(tmp_path)
+    loaded = ReaderModel.from_pretrained(tmp_path, attn_implementation=attention)
+    assert loaded.recogniser.config._attn_implementation == attention
+    loaded.set_attn_implementation("eager")
+    loaded.set_attn_implementation(attention)
+    assert loaded.recogniser.config._attn_implementation == attention
+
+
 def test_half_precision_does_not_touch_the_speller(tokenizer):
     model = tiny(tokenizer).bfloat16()
     assert model.speller.dtype == torch.uint8

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from .align import AlignConnector, VocabTelemetry
+from .align import AlignConnector
 from .c_abstractor import CAbstractorConnector
 from .configs import ConnectorConfigBase
-from .connector import Connector
+from .connector import Connector, VisualTokens, loaded
 from .h_reducer import HReducerConnector
+from .inspection import VocabTelemetry
 from .mlp import MLPConnector
 from .ovis import OvisConnector
 from .perceiver import PerceiverConnector
@@ -20,7 +21,15 @@ CONNECTORS: dict[str, type[Connector]] = {
     "c_abstractor": CAbstractorConnector,
 }
 
-__all__ = ["CONNECTORS", "AlignConnector", "Connector", "VocabTelemetry", "build_connector"]
+__all__ = [
+    "CONNECTORS",
+    "AlignConnector",
+    "Connector",
+    "VisualTokens",
+    "VocabTelemetry",
+    "build_connector",
+    "loaded",
+]
 
 
 def build_connector(

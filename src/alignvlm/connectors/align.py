@@ -6,8 +6,8 @@ Eq. 2:  F'_align = P_vocabᵀ E_text                                  (arXiv 250
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -17,46 +17,18 @@ from transformers import initialization as init
 from ..errors import ConfigError
 from ..ops import VocabMixture, VocabStats, normalised_logits, vocab_mixture, vocab_stats
 from .configs import AlignConfig
-from .connector import Connector
+from .connector import VisualTokens, loaded
 from .distinct import distinct, distinct_pairs
+from .inspection import Inspected
 from .keys import BETA, inverse_covariance, key_norms, mixture_weights
 
 STATS_BUFFERS = tuple(f"stats_{name}" for name in VocabStats._fields)
+KEYS = ("w1", "inner_norm", "key_mean")
+"""Parts that are in full precision where W1 is an inverse covariance (``init: keys``)."""
 HALF = (torch.bfloat16, torch.float16)
-DENSE_BYTES = 64 * 2**20
-"""Inspection works on blocks of rows whose dense distribution is at most this large."""
 
 
-class VocabTelemetry(NamedTuple):
-    """How sharp P_vocab is, averaged over visual tokens.
-
-    Attributes:
-        entropy: nats.
-        effective_vocab: exp(entropy), averaged per visual token; between 1 and the vocabulary.
-        top_probability: the largest probability.
-    """
-
-    entropy: float
-    effective_vocab: float
-    top_probability: float
-
-
-class AlignTokens(NamedTuple):
-    """What :meth:`AlignConnector.read` gives.
-
-    Attributes:
-        tokens: visual tokens ``[tiles, n, d_text]``; ``None`` without a table.
-        target_log_p: log-probability of each target ``[tiles, n]``; meaningless where there is
-            none; ``None`` without targets.
-        blank_log_p: of the blank id ``[tiles, n]``, or ``None``.
-    """
-
-    tokens: Any
-    target_log_p: Tensor | None
-    blank_log_p: Tensor | None
-
-
-class AlignConnector(Connector):
+class AlignConnector(Inspected):
     """ALIGN, Eq. 1-2 of arXiv 2502.01341.
 
     ``F'[n] = Σ_v P[n, v] E_text[v]``: a convex combination of the text embeddings.
@@ -67,8 +39,9 @@ class AlignConnector(Connector):
     With a pruned vocabulary (``config.kept_tokens`` or :meth:`prune`) only the rows of the kept
     tokens exist; ``token_ids`` says which language-model ids they are. A vocabulary pruned after
     training keeps the full vocabulary's LayerNorm statistics, so each kept token's logit is exactly
-    what it was and only the softmax is renormalised. Those statistics stay in full precision
-    when the model is cast to half precision: small variances do not survive it.
+    what it was and only the softmax is renormalised. Those statistics, and W1 where it is an
+    inverse covariance (``init: keys``), stay in full precision when the model is cast to half
+    precision: small variances do not survive it.
 
     Args:
         config: its config.
@@ -106,6 +79,7 @@ class AlignConnector(Connector):
         self.register_buffer("key_mean", None)
         if config.init == "keys":
             self.register_buffer("key_mean", torch.zeros(d_text))
+            self._keep_in_fp32_modules_strict += tuple(rf"connector\.{name}" for name in KEYS)
         if config.full_statistics:
             full = torch.promote_types(torch.get_default_dtype(), torch.float32)
             shapes = ((d_text,), (d_text, d_text), (), (d_text,), ())
@@ -115,12 +89,17 @@ class AlignConnector(Connector):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AlignConnector:
         # every cast and move of a module passes here
-        before = {name: self._buffers[name] for name in STATS_BUFFERS if name in self._buffers}
+        buffers = {name: self._buffers.get(name) for name in (*STATS_BUFFERS, "key_mean")}
+        parts = () if self.key_mean is None else (self.w1, self.inner_norm)
+        before = [parameter.data for part in parts for parameter in part.parameters()]
         super()._apply(fn, recurse)
-        for name, value in before.items():
-            after = self._buffers[name]
+        for name, value in buffers.items():
+            after = self._buffers.get(name)
             if value is not None and after is not None and after.dtype in HALF:
                 self._buffers[name] = value.to(after.device, torch.float32)
+        for value, after in zip(before, (p for part in parts for p in part.parameters())):
+            if after.dtype in HALF:
+                after.data = value.to(after.device, torch.float32)
         return self
 
     def reset_parameters(self) -> None:
@@ -191,6 +170,10 @@ class AlignConnector(Connector):
     ) -> Float[Tensor, "n d_vision"]:
         if self.key_mean is None:
             return super().features_of(ids, q, text_embedding)
+        with loaded(self, self.w1, self.w2):
+            return self._features_of(ids, q)
+
+    def _features_of(self, ids: Tensor, q: Tensor) -> Tensor:
         real = (ids >= 0) & (q > 0)
         rows = self.row_of(torch.where(real, ids, ids[:, :1])).to(self.w2.weight.device)
         # small systems of equations, which half precision cannot solve
@@ -222,7 +205,12 @@ class AlignConnector(Connector):
 
     def hidden(self, features: Float[Tensor, "*n d_vision"]) -> Float[Tensor, "*n d_text"]:
         """LayerNorm(W1 F), the input of ``vocab_mixture``."""
-        return self.inner_norm(self.w1(features))
+        if self.key_mean is None:
+            return self.inner_norm(self.w1(features))
+        # an inverse covariance: small directions of the head weigh most, which half precision loses
+        with torch.autocast(features.device.type, enabled=False):
+            hidden = self.inner_norm(self.w1(features.to(self.w1.weight.dtype)))
+        return hidden
 
     def forward(
         self,
@@ -230,7 +218,9 @@ class AlignConnector(Connector):
         text_embedding: Float[Tensor, "vocab d_text"],
     ) -> Float[Tensor, "tiles tokens d_text"]:
         self.check_grid(features)
-        return self.read(features, text_embedding).tokens
+        tokens = self._read(features, text_embedding, None, None).tokens
+        assert tokens is not None
+        return tokens
 
     def read(
         self,
@@ -238,18 +228,19 @@ class AlignConnector(Connector):
         text_embedding: Float[Tensor, "vocab d_text"] | None,
         targets: Int[Tensor, "tiles tokens"] | None = None,
         blank_id: int | None = None,
-    ) -> AlignTokens:
-        """Visual tokens, and what P_vocab says of the ids asked for. Equal features cost one row.
+    ) -> VisualTokens:
+        """See :meth:`Connector.read`. Equal features cost one row."""
+        if text_embedding is not None and targets is None and blank_id is None:
+            return super().read(features, text_embedding)
+        return self._read(features, text_embedding, targets, blank_id)
 
-        Args:
-            features: vision features.
-            text_embedding: the language model's table, or ``None``: no visual tokens are made.
-            targets: language-model id of each visual token, negative: none.
-            blank_id: the id whose log-probability is wanted for every visual token.
-
-        Raises:
-            ValueError: an id is not among the kept tokens.
-        """
+    def _read(
+        self,
+        features: Tensor,
+        text_embedding: Tensor | None,
+        targets: Tensor | None,
+        blank_id: int | None,
+    ) -> VisualTokens:
         shape = features.shape[0], features.shape[1] * features.shape[2]
         flat = features.flatten(0, 2)
         # which features are equal depends on the data, of which tracing and meta tensors have none
@@ -276,7 +267,7 @@ class AlignConnector(Connector):
         log_p = None
         if result.target_logits is not None:
             log_p = each(result.target_logits - result.logsumexp[..., None])
-        return AlignTokens(
+        return VisualTokens(
             None if result.output is None else each(result.output),
             log_p[..., 0] if log_p is not None and targets is not None else None,
             log_p[..., 1] if log_p is not None and blank_id is not None else None,
@@ -300,14 +291,19 @@ class AlignConnector(Connector):
             ValueError: a target is not among the kept tokens.
         """
         rows = None if targets is None else self.row_of(targets)
-        return vocab_mixture(
-            hidden,
-            self.w2.weight,
-            self._table(text_embedding),
-            targets=rows,
-            impl=self.config.impl,
-            **self._norm(),
-        )
+        with loaded(self, self.w2):
+            return vocab_mixture(
+                hidden,
+                self.w2.weight,
+                self._table(text_embedding),
+                targets=rows,
+                impl=self.config.impl,
+                **self._norm(),
+            )
+
+    def logits(self, hidden: Float[Tensor, "n d_text"]) -> Float[Tensor, "n kept"]:
+        with loaded(self, self.w2):
+            return normalised_logits(hidden, self.w2.weight, **self._norm())
 
     def row_of(self, ids: Int[Tensor, "*n"]) -> Int[Tensor, "*n"]:
         """Row of P_vocab for each language-model id; negative ids stay negative.
@@ -392,64 +388,3 @@ class AlignConnector(Connector):
         self.config = self.config.model_copy(
             update={"kept_tokens": len(ids), "full_statistics": stats is not None}
         )
-
-    @torch.no_grad()
-    def vocab_distribution(
-        self, features: Float[Tensor, "*n d_vision"]
-    ) -> Float[Tensor, "*n vocab"]:
-        """P_vocab, dense, for inspection; over all ``vocab_size`` ids, pruned ones at 0.
-
-        fp32 (fp64 for fp64 features). Holds ``n x vocab``: use :meth:`top_tokens` for whole pages.
-        """
-        hidden = self.hidden(features).flatten(0, -2)
-        p = torch.softmax(self._logits(hidden), dim=-1)
-        if self.token_ids is not None:
-            full = p.new_zeros(p.shape[0], self.vocab_size)
-            full[:, self.token_ids] = p
-            p = full
-        return p.view(*features.shape[:-1], self.vocab_size)
-
-    @torch.no_grad()
-    def top_tokens(
-        self, features: Float[Tensor, "*n d_vision"], k: int
-    ) -> tuple[Float[Tensor, "*n k"], Int[Tensor, "*n k"]]:
-        """Probabilities and language-model ids of the ``k`` most probable tokens, best first."""
-        flat = features.flatten(0, -2)
-        first, index = distinct(flat)
-        index = index.view(features.shape[:-1])
-        probabilities, ids = [], []
-        for logits in self._blocks(self.hidden(flat[first])):
-            best = torch.softmax(logits, dim=-1).topk(min(k, self.w2.out_features), dim=-1)
-            probabilities.append(best.values)
-            ids.append(best.indices if self.token_ids is None else self.token_ids[best.indices])
-        return torch.cat(probabilities)[index], torch.cat(ids)[index]
-
-    @torch.no_grad()
-    def entropy(self, features: Float[Tensor, "*n d_vision"]) -> Float[Tensor, "*n"]:
-        """Entropy of P_vocab for each visual token, nats."""
-        return self._entropy_and_top(features)[0]
-
-    @torch.no_grad()
-    def telemetry(self, features: Float[Tensor, "*n d_vision"]) -> VocabTelemetry:
-        """Entropy, effective vocabulary and top probability, averaged over the visual tokens."""
-        entropy, top = self._entropy_and_top(features)
-        return VocabTelemetry(entropy.mean().item(), entropy.exp().mean().item(), top.mean().item())
-
-    def _entropy_and_top(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        flat = features.flatten(0, -2)
-        first, index = distinct(flat)
-        index = index.view(features.shape[:-1])
-        entropy, top = [], []
-        for logits in self._blocks(self.hidden(flat[first])):
-            log_p = torch.log_softmax(logits, dim=-1)
-            entropy.append(-(log_p.exp() * log_p).sum(-1))
-            top.append(log_p.amax(-1).exp())
-        return torch.cat(entropy)[index], torch.cat(top)[index]
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        return normalised_logits(hidden, self.w2.weight, **self._norm())
-
-    def _blocks(self, hidden: Tensor) -> Iterator[Tensor]:
-        rows = max(1, DENSE_BYTES // (4 * self.w2.out_features))
-        for block in hidden.split(rows):
-            yield self._logits(block)

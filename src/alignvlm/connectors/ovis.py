@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..ops import vocab_mixture
 from .configs import OvisConfig
-from .connector import Connector
+from .connector import Connector, loaded
 
 
 class OvisConnector(Connector):
@@ -44,15 +44,16 @@ class OvisConnector(Connector):
         text_embedding: Float[Tensor, "vocab d_text"],
     ) -> Float[Tensor, "tiles tokens d_text"]:
         self.check_grid(features)
-        output = vocab_mixture(
-            features.flatten(1, 2),
-            self.w.weight,
-            self.table,
-            norm_weight=None if self.norm is None else self.norm.weight,
-            norm_bias=None if self.norm is None else self.norm.bias,
-            normalize=self.norm is not None,
-            eps=self.config.eps,
-            impl=self.config.impl,
-        ).output
+        with loaded(*self.children()):
+            output = vocab_mixture(
+                features.flatten(1, 2),
+                self.w.weight,
+                self.table,
+                norm_weight=None if self.norm is None else self.norm.weight,
+                norm_bias=None if self.norm is None else self.norm.bias,
+                normalize=self.norm is not None,
+                eps=self.config.eps,
+                impl=self.config.impl,
+            ).output
         assert output is not None
         return output

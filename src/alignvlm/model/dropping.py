@@ -9,7 +9,7 @@ also says in which order its tokens are read, column after column where text sta
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
@@ -121,6 +121,20 @@ class Compact(NamedTuple):
         padded = torch.cat([torch.zeros_like(values[:, :1]), values], 1)
         last = last.view(*last.shape, *[1] * (values.ndim - 2))
         return padded.gather(1, last.expand(-1, -1, *values.shape[2:]))
+
+    def scatter_output(self, output: Any, length: int) -> None:
+        """A language model's output back to the prompt's full length, in place: hidden states, and
+        attentions on both sides."""
+        output.last_hidden_state = self.scatter(output.last_hidden_state, length)
+        if output.hidden_states is not None:
+            output.hidden_states = tuple(self.scatter(h, length) for h in output.hidden_states)
+        if output.attentions is not None:
+            output.attentions = tuple(
+                self.scatter(self.scatter(a.movedim(1, 3), length).transpose(1, 2), length).permute(
+                    0, 3, 2, 1
+                )
+                for a in output.attentions
+            )
 
     def positions(self) -> Int[Tensor, "batch kept"]:
         """Position ids: 0 at each prompt's first remaining token."""

@@ -9,17 +9,20 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils.generic import can_return_tuple
 
 from ..errors import AlignVLMError, ConfigError
+from .base import AlignVLMPreTrainedModel
 from .config import AlignVLMConfig
 from .dropping import Compact
-from .modeling import AlignVLMModel, AlignVLMPreTrainedModel
-from .outputs import CACHE, AlignVLMCausalLMOutput, Encoded, group_images
+from .modeling import AlignVLMModel
+from .outputs import CACHE, AlignVLMCausalLMOutput, Encoded
 
 
 class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin):
     """AlignVLM with the language model's head: ask it about pages, or train it."""
 
+    _tp_plan = {"lm_head": "colwise_gather_output"}
     _tied_weights_keys: dict[str, str] = {
         "lm_head.weight": "model.language_model.embed_tokens.weight"
     }
@@ -49,27 +52,11 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
 
     def get_image_features(
         self, pixel_values: Tensor, image_grids: Tensor, **kwargs: Any
-    ) -> BaseModelOutputWithPooling:
+    ) -> BaseModelOutputWithPooling | tuple:
         """See :meth:`AlignVLMModel.get_image_features`."""
         return self.model.get_image_features(pixel_values, image_grids, **kwargs)
 
-    def resize_token_embeddings(
-        self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any
-    ) -> nn.Module:
-        """Resize the language model's vocabulary. P_vocab keeps covering the rows it was built for:
-        added rows never enter it.
-
-        Raises:
-            AlignVLMError: fewer rows than P_vocab covers.
-        """
-        covered = self.config.connector_vocab_size
-        if new_num_tokens is not None and new_num_tokens < covered:
-            raise AlignVLMError(
-                f"cannot shrink the embeddings to {new_num_tokens}: P_vocab covers {covered} rows; "
-                "prune the connector first"
-            )
-        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
-
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -80,11 +67,12 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
         past_key_values: Cache | None = None,
         cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         labels: Tensor | None = None,
+        shift_labels: Tensor | None = None,
         vocab_targets: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         skip_logits: bool = False,
-        return_dict: bool | None = None,
         **kwargs: Any,
     ) -> AlignVLMCausalLMOutput | tuple:
         """Logits, and the losses that are asked for.
@@ -95,6 +83,8 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
 
         Args:
             labels: int64 ``[B, L]``, -100 where not supervised.
+            shift_labels: in place of ``labels``: the target of each position, as trainers that cut
+                sequences into parts (context parallelism) make them before they cut.
             logits_to_keep: how many of the last positions get logits; 0: all.
             skip_logits: with ``labels``, compute logits only where there is a label and return
                 none: a training step then never holds ``L x V``.
@@ -117,40 +107,44 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
             position_ids=position_ids,
             cache=cache if past_key_values is None else past_key_values,
             inputs_embeds=inputs_embeds,
+            mm_encoder_outputs=mm_encoder_outputs,
             vocab_targets=vocab_targets,
+            return_dict=True,
             **kwargs,
         )
         hidden = output.last_hidden_state
         logits, lm_loss = None, None
-        if labels is not None and skip_logits:
-            lm_loss = self._sparse_loss(hidden, labels, items)
+        supervised = labels is not None or shift_labels is not None
+        if supervised and skip_logits:
+            lm_loss = self._sparse_loss(hidden, labels, shift_labels, items)
         else:
             count = isinstance(logits_to_keep, int)
             keep = slice(-logits_to_keep, None) if count else logits_to_keep
             logits = self.logits(hidden[:, keep])
-            if labels is not None:
+            if supervised:
                 lm_loss = self.loss_function(
                     logits=logits,
                     labels=labels,
+                    shift_labels=shift_labels,
                     vocab_size=logits.shape[-1],
                     num_items_in_batch=items,
                 )
         loss = lm_loss
         if output.vocab_loss is not None:
             loss = weight * output.vocab_loss + (0 if lm_loss is None else lm_loss)
-        result = AlignVLMCausalLMOutput(
+        return AlignVLMCausalLMOutput(
             loss=loss,
             logits=logits,
             **{CACHE: output.get(CACHE)},
             hidden_states=output.hidden_states,
             attentions=output.attentions,
+            image_outputs=output.image_outputs,
             image_hidden_states=output.image_hidden_states,
             lm_loss=lm_loss,
             vocab_loss=output.vocab_loss,
             vocab_text_loss=output.vocab_text_loss,
             vocab_blank_loss=output.vocab_blank_loss,
         )
-        return result.to_tuple() if return_dict is False else result
 
     def compact_prompt(
         self,
@@ -178,33 +172,89 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
             return {"input_ids": input_ids, "inputs_embeds": embeds, "attention_mask": mask}
         compact = Compact.of(merged.kept)
         return {
-            "input_ids": compact.gather(input_ids),
+            "input_ids": self._short_ids(input_ids, compact),
             "inputs_embeds": compact.gather(merged.inputs_embeds),
             "attention_mask": compact.mask,
         }
 
+    def _short_ids(self, input_ids: Tensor, compact: Compact) -> Tensor:
+        # padding points at the prompt's start, which may be a placeholder
+        padding = int(self.config.image_token_id == 0)
+        return compact.gather(input_ids).masked_fill(compact.mask == 0, padding)
+
+    def _encoded_prompt(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor,
+        image_grids: Tensor,
+        attention_mask: Tensor | None,
+    ) -> dict[str, Any]:
+        """The prompt after blank dropping as token ids, with the visual tokens that remain in the
+        order of their placeholders; so token ids still say all that the language model reads."""
+        encoded = self.model.encode(pixel_values, image_grids)
+        kept = self.model.kept(input_ids, encoded, attention_mask)
+        mask = {} if attention_mask is None else {"attention_mask": attention_mask}
+        prompt, tokens = {"input_ids": input_ids, **mask}, encoded.tokens
+        if kept is not None:
+            compact, every = Compact.of(kept), torch.cat(tokens)
+            place = input_ids == self.config.image_token_id
+            number = (place.flatten().cumsum(0) - 1).view_as(place)
+            chosen = [number[b, row[place[b, row]]] for b, row in enumerate(kept)]
+            tokens = [every[index.to(every.device)] for index in chosen if len(index)]
+            ids = self._short_ids(input_ids, compact)
+            prompt = {"input_ids": ids, "attention_mask": compact.mask}
+        image = BaseModelOutputWithPooling(pooler_output=tokens)  # type: ignore[arg-type]
+        return {**prompt, "mm_encoder_outputs": {"image": image} if tokens else {}}
+
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """transformers' ``generate``. With ``config.blank_threshold`` the prompt is shortened
-        first; what comes back starts with the full prompt all the same."""
-        pixels = kwargs.get("pixel_values")
-        if self.config.blank_threshold is None or pixels is None:
+        first; what comes back starts with the full prompt all the same, and ``max_length`` and
+        ``min_length`` count it.
+
+        Raises:
+            AlignVLMError: drafts (``assistant_model``, ``prompt_lookup_num_tokens``) for
+                ``inputs_embeds``, which do not say what the language model has read.
+        """
+        if kwargs.get("pixel_values") is None:
+            if kwargs.get("inputs_embeds") is not None and self._drafts(kwargs):
+                raise AlignVLMError(
+                    "assistant_model and prompt_lookup_num_tokens need input_ids and pixel_values, "
+                    "not inputs_embeds"
+                )
             return super().generate(inputs, *args, **kwargs)
         prompt = inputs if inputs is not None else kwargs.pop("input_ids")
-        kwargs.pop("input_ids", None)
-        images = {key: kwargs.pop(key) for key in ("pixel_values", "image_grids")}
-        short = self.compact_prompt(
-            prompt, **images, attention_mask=kwargs.pop("attention_mask", None)
-        )
+        images = (kwargs.pop("pixel_values"), kwargs.pop("image_grids", None))
+        if images[1] is None:
+            raise AlignVLMError("pixel_values needs image_grids; use AlignVLMProcessor for both")
+        short = self._encoded_prompt(prompt, *images, kwargs.pop("attention_mask", None))
+        length = short["input_ids"].shape[1]
+        self._count_full_prompt(kwargs, prompt.shape[1] - length)
         output = super().generate(None, *args, **short, **kwargs)
         sequences = output if isinstance(output, Tensor) else output.sequences
         times = sequences.shape[0] // prompt.shape[0]
-        new = sequences[:, short["input_ids"].shape[1] :]
-        full = torch.cat([prompt.repeat_interleave(times, dim=0), new], dim=-1)
+        full = torch.cat([prompt.repeat_interleave(times, dim=0), sequences[:, length:]], dim=-1)
         if isinstance(output, Tensor):
             return full
         output.sequences = full
         return output
+
+    def _asked(self, kwargs: dict[str, Any], key: str) -> Any:
+        """A setting of this call, of its generation config, or of the model's."""
+        configs = (kwargs.get("generation_config"), self.generation_config)
+        found = [kwargs.get(key), *(getattr(config, key, None) for config in configs)]
+        return next((value for value in found if value is not None), None)
+
+    def _drafts(self, kwargs: dict[str, Any]) -> bool:
+        given = kwargs.get("assistant_model") is not None
+        return given or self._asked(kwargs, "prompt_lookup_num_tokens") is not None
+
+    def _count_full_prompt(self, kwargs: dict[str, Any], dropped: int) -> None:
+        """Lengths that count the prompt count the one that was given."""
+        for kind in ("max", "min") if dropped else ():
+            length = self._asked(kwargs, f"{kind}_length")
+            if length and self._asked(kwargs, f"{kind}_new_tokens") is None:
+                kwargs[f"{kind}_length"] = max(length - dropped, 0)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The head, with the scaling or soft cap that some language models put behind it."""
@@ -218,40 +268,18 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
             logits = logits / divisor
         return logits
 
-    def _sparse_loss(self, hidden: Tensor, labels: Tensor, items: Any) -> Tensor:
-        targets = labels[:, 1:]
-        supervised = targets != -100
-        logits = self.logits(hidden[:, :-1][supervised]).float()
+    def _sparse_loss(
+        self, hidden: Tensor, labels: Tensor | None, shift_labels: Tensor | None, items: Any
+    ) -> Tensor:
+        if shift_labels is None:
+            assert labels is not None
+            hidden, shift_labels = hidden[:, :-1], labels[:, 1:]
+        supervised = shift_labels != -100
+        logits = self.logits(hidden[supervised]).float()
         total = nn.functional.cross_entropy(
-            logits, targets[supervised].to(logits.device), reduction="sum"
+            logits, shift_labels[supervised].to(logits.device), reduction="sum"
         )
         return total / (supervised.sum().clamp_min(1) if items is None else items)
-
-    def _expand_inputs_for_generation(  # type: ignore[override]
-        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids=None, **kwargs
-    ):
-        """Beams and several sequences: images belong to prompts, so they repeat as groups."""
-        images = {key: kwargs.pop(key, None) for key in ("pixel_values", "image_grids")}
-        if expand_size > 1 and images["pixel_values"] is not None:
-            images = self._repeat_images(input_ids, expand_size, **images)
-        input_ids, kwargs = super()._expand_inputs_for_generation(
-            expand_size, is_encoder_decoder, input_ids, **kwargs
-        )
-        return input_ids, {**kwargs, **{k: v for k, v in images.items() if v is not None}}
-
-    def _repeat_images(
-        self, input_ids: Tensor, times: int, pixel_values: Tensor, image_grids: Tensor
-    ) -> dict[str, Tensor]:
-        tiles = (image_grids[:, 0] * image_grids[:, 1] + image_grids[:, 2]).tolist()
-        per_tile = self.config.tokens_per_tile
-        wanted = (input_ids == self.config.image_token_id).sum(-1).tolist()
-        groups = group_images(wanted, [count * per_tile for count in tiles])
-        order = [image for group in groups for image in list(group) * times]
-        pixels = pixel_values.split(tiles)
-        return {
-            "pixel_values": torch.cat([pixels[image] for image in order]),
-            "image_grids": image_grids[order],
-        }
 
 
 def _head_like(text_config: Any) -> nn.Linear:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..connectors import AlignConnector
+from ..connectors import Connector, VisualTokens
 
 IGNORE = -100
 """Target of a cell that is not scored."""
@@ -42,8 +42,19 @@ def combine(nll: Tensor, targets: Tensor, blank_id: int | None, blank_weight: fl
     return VocabLoss(text_loss + blank_weight * blank_loss, text_loss, blank_loss)
 
 
+def loss_of(
+    read: VisualTokens,
+    targets: Int[Tensor, "tiles tokens"],
+    blank_id: int | None,
+    blank_weight: float,
+) -> VocabLoss:
+    """The loss of visual tokens that were read with these targets."""
+    assert read.target_log_p is not None
+    return combine(-read.target_log_p.flatten(), targets.flatten(), blank_id, blank_weight)
+
+
 def vocab_loss(
-    connector: AlignConnector,
+    connector: Connector,
     features: Float[Tensor, "tiles rows cols d_vision"],
     targets: Int[Tensor, "tiles tokens"],
     blank_id: int | None,
@@ -55,7 +66,6 @@ def vocab_loss(
     """
     flat, wanted = features.flatten(0, 2), targets.flatten()
     scored = (wanted >= 0).nonzero()[:, 0]
-    chosen = wanted[scored]
-    read = connector.read(flat[scored][None, :, None], None, chosen[None])
-    assert read.target_log_p is not None
-    return combine(-read.target_log_p[0], chosen, blank_id, blank_weight)
+    chosen = wanted[scored][None]
+    read = connector.read(flat[scored][None, :, None], None, chosen)
+    return loss_of(read, chosen, blank_id, blank_weight)

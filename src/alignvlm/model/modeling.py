@@ -6,42 +6,28 @@ B prompts, L prompt length, V vocabulary, D language-model width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from torch.distributed.tensor import DTensor
+from transformers import AutoModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
 
-from ..connectors import AlignConnector, Connector, build_connector
-from ..errors import AlignVLMError, ConfigError
+from ..connectors import build_connector, loaded
+from ..errors import AlignVLMError
 from ..tiling import Grid, page_order
+from .base import AlignVLMPreTrainedModel
 from .config import AlignVLMConfig
 from .dropping import Compact, kept_positions
-from .losses import VocabLoss, combine, vocab_loss
+from .losses import VocabLoss, loss_of, vocab_loss
 from .outputs import CACHE, AlignVLMModelOutput, Encoded, Merged, group_images
-
-
-class AlignVLMPreTrainedModel(PreTrainedModel):
-    """What both model classes share."""
-
-    config: AlignVLMConfig
-    config_class = AlignVLMConfig
-    base_model_prefix = "model"
-    input_modalities = ["image", "text"]
-    supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values", "cache"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, Connector):
-            module.reset_parameters()
+from .vision import check_tiles, encode_tiles, rows_read
 
 
 class AlignVLMModel(AlignVLMPreTrainedModel):
@@ -67,8 +53,11 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         self.language_model.set_input_embeddings(value)
 
     def text_embedding(self) -> Float[Tensor, "vocab d_text"]:
-        """E_text: the language model's input embedding table."""
-        return self.get_input_embeddings().weight  # type: ignore[return-value]
+        """E_text: the language model's input embedding table, whole where it is sharded."""
+        embedding = self.get_input_embeddings()
+        with loaded(embedding):
+            table: Any = embedding.weight
+        return table.full_tensor() if isinstance(table, DTensor) else table
 
     def encode_tiles(
         self,
@@ -88,57 +77,24 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         return self.see(pixel_values, image_grids)[0]
 
     def see(
-        self,
-        pixel_values: Float[Tensor, "tiles 3 height width"],
-        image_grids: Int[Tensor, "images 3"] | None = None,
+        self, pixel_values: Tensor, image_grids: Tensor | None = None
     ) -> tuple[Float[Tensor, "tiles rows cols d_vision"], list[Any] | None]:
         """:meth:`encode_tiles`, and what an encoder that reads found on each page."""
-        rows, cols = self.config.feature_grid
-        height, width = self.config.tile_height, self.config.tile_width
-        if tuple(pixel_values.shape[1:]) != (3, height, width):
-            raise AlignVLMError(
-                f"pixel_values is {tuple(pixel_values.shape)}, expected [tiles, 3, {height}, "
-                f"{width}]; use the model's own processor"
-            )
-        kwargs: dict[str, Any] = {}
-        size = getattr(self.config.vision_config, "image_size", None)
-        trained = (size, size) if isinstance(size, int) else size
-        if hasattr(self.vision_model, "embeddings") and hasattr(
-            self.vision_model.embeddings, "interpolate_pos_encoding"
-        ):
-            kwargs["interpolate_pos_encoding"] = tuple(pixel_values.shape[-2:]) != tuple(trained)
-        layer = self.config.vision_feature_layer
-        if layer != -1:
-            kwargs["output_hidden_states"] = True
-        if self.reads_pages:
-            kwargs |= self._for_reader(image_grids)
-        dtype = next(self.vision_model.parameters()).dtype
-        output = self.vision_model(pixel_values.to(dtype), **kwargs)
-        features = output.last_hidden_state if layer == -1 else output.hidden_states[layer]
-        if features.ndim == 4:  # convolutional encoder: [T, d, r, c]
-            features = features.permute(0, 2, 3, 1)
-        else:
-            features = features[:, features.shape[1] - rows * cols :]
-            if features.shape[1] == rows * cols:
-                features = features.unflatten(1, (rows, cols))
-        if features.ndim != 4 or tuple(features.shape[1:3]) != (rows, cols):
-            raise ConfigError(
-                f"the vision encoder gave {tuple(features.shape)}, expected a {rows}x{cols} grid "
-                f"for tiles of {height}x{width} px"
-            )
-        return features, getattr(output, "pages", None)
+        output = self._see(pixel_values, image_grids)
+        return output.last_hidden_state, getattr(output, "pages", None)
 
-    @property
-    def reads_pages(self) -> bool:
-        """Whether the encoder reads a page's tiles together and says tokens, not features alone
-        (:mod:`alignvlm.reader`)."""
-        return getattr(self.vision_model, "reads_pages", False)
+    def _see(self, pixel_values: Tensor, image_grids: Tensor | None, **asked: Any) -> ModelOutput:
+        if image_grids is not None:
+            check_tiles(image_grids, len(pixel_values))
+        # an encoder that reads takes a page's tiles together and says tokens, not features alone
+        if getattr(self.vision_model, "reads_pages", False):
+            asked |= self._for_reader(image_grids)
+        return encode_tiles(self.vision_model, self.config, pixel_values, **asked)
 
     def _for_reader(self, image_grids: Tensor | None) -> dict[str, Any]:
         """What an encoder that reads needs to know of connector and language model."""
         table = self.text_embedding()
-        if self.config.connector.type == "align":
-            self.vision_model.keep(self.connector.token_ids)  # type: ignore[union-attr]
+        self.vision_model.keep(getattr(self.connector, "token_ids", None))  # type: ignore[operator]
         blank = torch.tensor([[self.config.blank_token_id]], device=table.device)
 
         def feature_of(ids: Tensor, q: Tensor) -> Tensor:
@@ -158,7 +114,11 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         Args:
             tokens: of all tiles, image after image.
             image_grids: tile rows, tile columns, and 1 if a thumbnail tile follows.
+
+        Raises:
+            AlignVLMError: there are more or fewer tiles than the grids say.
         """
+        check_tiles(image_grids, len(tokens))
         layout = self.config.tile_token_grid
         images, start = [], 0
         for rows, cols, thumbnail in image_grids.tolist():
@@ -171,25 +131,32 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
                 page = torch.cat([page, tokens[start]])
                 start += 1
             images.append(page)
-        if start != len(tokens):
-            raise AlignVLMError(
-                f"image_grids ask for {start} tiles, pixel_values has {len(tokens)}"
-            )
         return images
 
+    @can_return_tuple
     def get_image_features(
         self,
         pixel_values: Float[Tensor, "tiles 3 height width"],
         image_grids: Int[Tensor, "images 3"],
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPooling:
+    ) -> BaseModelOutputWithPooling | tuple:
         """Encode images: ``last_hidden_state`` holds the vision features ``[T, r, c, d_vision]``,
-        ``pooler_output`` the list of each image's visual tokens ``[n_i, D]`` in reading order."""
-        features = self.encode_tiles(pixel_values, image_grids)
-        tokens = self._scaled(self.connector(features, self.text_embedding()))
+        ``pooler_output`` the list of each image's visual tokens ``[n_i, D]`` in reading order.
+
+        Args:
+            output_hidden_states, output_attentions: hand on the vision encoder's, where it has any.
+        """
+        asked = {"output_hidden_states": output_hidden_states}
+        asked |= {"output_attentions": output_attentions}
+        seen = self._see(pixel_values, image_grids, **{k: v for k, v in asked.items() if v})
+        tokens = self.connector.read(seen.last_hidden_state, self.text_embedding()).tokens
         return BaseModelOutputWithPooling(
-            last_hidden_state=features,
-            pooler_output=self.assemble(tokens, image_grids),  # type: ignore[arg-type]
+            last_hidden_state=seen.last_hidden_state,
+            pooler_output=self.assemble(self._scaled(tokens), image_grids),  # type: ignore[arg-type]
+            hidden_states=seen.get("hidden_states") if output_hidden_states else None,
+            attentions=seen.get("attentions") if output_attentions else None,
         )
 
     def encode(
@@ -208,16 +175,24 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         Raises:
             AlignVLMError: the tiles have another size or number than they should.
         """
+        config = self.config
         features, pages = self.see(pixel_values, image_grids)
-        tokens, loss, blank = self._tokens(features, vocab_targets)
-        order = None
-        if pages is not None and self.config.tile_token_grid == self.config.feature_grid:
-            order = [_rows_read(page) for page in _of_images(pages, image_grids)]
+        drops = config.blank_threshold is not None
+        blank_id = config.blank_token_id if drops else None
+        read = self.connector.read(features, self.text_embedding(), vocab_targets, blank_id)
+        blank, order, loss = None, None, None
+        if read.blank_log_p is not None:
+            blank = read.blank_log_p.detach().exp() > config.blank_threshold
+            blank = self.assemble(blank[..., None], image_grids)
+        if pages is not None and config.tile_token_grid == config.feature_grid:
+            order = rows_read(pages, image_grids)
+        if vocab_targets is not None:
+            loss = loss_of(read, vocab_targets, config.blank_token_id, config.blank_loss_weight)
         return Encoded(
             features=features,
             image_grids=image_grids,
-            tokens=self.assemble(self._scaled(tokens), image_grids),
-            blank=None if blank is None else self.assemble(blank[..., None], image_grids),
+            tokens=self.assemble(self._scaled(read.tokens), image_grids),
+            blank=blank,
             order=order,
             pages=pages,
             vocab_loss=loss,
@@ -236,30 +211,20 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
     ) -> VocabLoss:
         """Loss on P_vocab from encoder and connector alone; the language model does not run."""
         return vocab_loss(
-            self._align(),
+            self.connector,
             self.encode_tiles(pixel_values, image_grids),
             vocab_targets,
             self.config.blank_token_id,
             self.config.blank_loss_weight,
         )
 
-    def _align(self) -> AlignConnector:
-        # by the config, not the class: peft wraps the connector and passes calls through
-        if self.config.connector.type != "align":
-            raise ConfigError(
-                f"a loss on P_vocab needs the 'align' connector, this model has "
-                f"{self.config.connector.type!r}"
-            )
-        return self.connector
-
     def prune_vocabulary(self, token_ids: Int[Tensor, " kept"]) -> None:
         """Keep only these ids in P_vocab, in place; the config follows, so the model can be saved.
 
-        See :meth:`AlignConnector.prune`.
+        See :meth:`Connector.prune`.
         """
-        align = self._align()
-        align.prune(token_ids)
-        self.config.connector_config = align.config.model_dump()
+        self.connector.prune(token_ids)
+        self.config.connector_config = self.connector.config.model_dump()
 
     def merge(
         self,
@@ -278,12 +243,7 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         Raises:
             AlignVLMError: placeholders and visual tokens do not match; the sample is named.
         """
-        embedding = self.get_input_embeddings()
-        if hasattr(embedding, "set_reshard_after_forward"):
-            # FSDP2 made it a group of its own, and would take the table away after the lookup;
-            # the connector reads the table too
-            embedding.set_reshard_after_forward(False)
-        embeds = embedding(input_ids)
+        embeds = self._embed(input_ids)
         if encoded is None:
             if pixel_values is None:
                 return Merged(self._touch_image_path(embeds))
@@ -292,17 +252,52 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
                     "pixel_values needs image_grids; use AlignVLMProcessor for both"
                 )
             encoded = self.encode(pixel_values, image_grids, vocab_targets)
+        kept = self.kept(input_ids, encoded, attention_mask)
+        embeds, visual = self._write(input_ids, embeds, encoded.tokens)
+        image = BaseModelOutputWithPooling(encoded.features, encoded.tokens)  # type: ignore[arg-type]
+        return Merged(embeds, visual, encoded.vocab_loss, kept, image)
+
+    def _embed(self, input_ids: Tensor) -> Tensor:
+        embedding = self.get_input_embeddings()
+        if hasattr(embedding, "set_reshard_after_forward"):
+            # FSDP2 made it a group of its own, and would take the table away after the lookup;
+            # the connector reads the table too
+            embedding.set_reshard_after_forward(False)
+        return embedding(input_ids)
+
+    def _write(
+        self, input_ids: Tensor, embeds: Tensor, tokens: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings with visual tokens over the placeholders; and these tokens in one piece."""
+        mask = input_ids == self.config.image_token_id
+        visual = torch.cat(list(tokens)).to(embeds.device, embeds.dtype)
+        if len(visual) != int(mask.sum()):
+            raise AlignVLMError(
+                f"the prompts have {int(mask.sum())} image placeholders, their images give "
+                f"{len(visual)} visual tokens"
+            )
+        return embeds.masked_scatter(mask[..., None], visual), visual
+
+    def kept(
+        self,
+        input_ids: Int[Tensor, "batch length"],
+        encoded: Encoded,
+        attention_mask: Int[Tensor, "batch length"] | None = None,
+    ) -> list[Int[Tensor, " kept"]] | None:
+        """The positions of each prompt that the language model reads; ``None``: all as they stand.
+
+        Raises:
+            AlignVLMError: placeholders and visual tokens do not match; the sample is named.
+        """
         mask = input_ids == self.config.image_token_id
         lengths = [len(image) for image in encoded.tokens]
         groups = group_images(mask.sum(-1).tolist(), lengths)
-        visual = torch.cat(encoded.tokens).to(embeds.device, embeds.dtype)
-        embeds = embeds.masked_scatter(mask[..., None], visual)
         if encoded.blank is None:
-            return Merged(embeds, visual, encoded.vocab_loss)
+            return None
         blank = torch.cat(encoded.blank)[:, 0]
         dropped = torch.zeros_like(mask).masked_scatter(mask, blank.to(mask.device))
         order = encoded.order
-        kept = kept_positions(
+        return kept_positions(
             input_ids,
             attention_mask,
             dropped,
@@ -310,28 +305,6 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
             self.config.row_end,
             order and [[(lengths[i], order[i]) for i in group] for group in groups],
         )
-        return Merged(embeds, visual, encoded.vocab_loss, kept)
-
-    def _tokens(
-        self, features: Tensor, targets: Tensor | None
-    ) -> tuple[Tensor, VocabLoss | None, Tensor | None]:
-        """Visual tokens ``[T, n, D]``, the loss on P_vocab if there are targets, and which tokens
-        are blank ``[T, n]`` if those are dropped."""
-        config = self.config
-        if targets is None and config.blank_threshold is None:
-            return self.connector(features, self.text_embedding()), None, None
-        drops = config.blank_threshold is not None
-        read = self._align().read(
-            features, self.text_embedding(), targets, config.blank_token_id if drops else None
-        )
-        loss, blank = None, None
-        if targets is not None:
-            assert read.target_log_p is not None
-            nll = -read.target_log_p.flatten()
-            loss = combine(nll, targets.flatten(), config.blank_token_id, config.blank_loss_weight)
-        if read.blank_log_p is not None and config.blank_threshold is not None:
-            blank = read.blank_log_p.detach().exp() > config.blank_threshold
-        return read.tokens, loss, blank
 
     def _touch_image_path(self, embeds: Tensor) -> Tensor:
         # a rank whose batch has no image must still take part in the others' gradient collectives
@@ -341,8 +314,10 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
             return embeds
         size = (1, 3, self.config.tile_height, self.config.tile_width)
         features = self.encode_tiles(embeds.new_zeros(size))
-        return embeds + 0 * self.connector(features, self.text_embedding()).sum()
+        tokens = self.connector.read(features, self.text_embedding()).tokens
+        return embeds + 0 * tokens.sum()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -353,36 +328,45 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         past_key_values: Cache | None = None,
         cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         vocab_targets: Tensor | None = None,
         **kwargs: Any,
-    ) -> AlignVLMModelOutput:
+    ) -> AlignVLMModelOutput | tuple:
         """Run the language model over text and images.
 
         Args:
             input_ids: int64 ``[B, L]`` with one placeholder per visual token, or ``inputs_embeds``.
             pixel_values: float ``[T, 3, height, width]``, all images' tiles.
             image_grids: int64 ``[images, 3]``, see :meth:`assemble`.
-            inputs_embeds: ``[B, L, D]``, as :meth:`merge` returns them; then no ``pixel_values``.
+            inputs_embeds: ``[B, L, D]``, as :meth:`merge` returns them; then no images.
+            mm_encoder_outputs: ``image``: what :meth:`get_image_features` gave, in place of pixels;
+                its visual tokens are written over the placeholders and none is dropped.
             vocab_targets: int64 ``[T, n]``, the id under each visual token in tile order, negative
                 where not scored: adds the loss on P_vocab.
             cache: the name transformers 5.24 gave to ``past_key_values``.
 
         With ``config.blank_threshold`` the language model sees only what remains (see
-        :mod:`alignvlm.model.dropping`); ``last_hidden_state`` has the prompt's full length, zero
-        where nothing remained, and there is no cache.
+        :mod:`alignvlm.model.dropping`); ``last_hidden_state``, ``hidden_states`` and ``attentions``
+        have the prompt's full length, zero where nothing remained, and there is no cache.
 
         Raises:
             AlignVLMError: both or neither of input_ids and inputs_embeds, images with
-                inputs_embeds, or placeholders that do not match the images.
+                inputs_embeds, images twice, or placeholders that do not match the images.
         """
+        image = (mm_encoder_outputs or {}).get("image")
         if (input_ids is None) == (inputs_embeds is None):
             raise AlignVLMError("give exactly one of input_ids and inputs_embeds")
-        if inputs_embeds is not None and pixel_values is not None:
+        if inputs_embeds is not None and (pixel_values is not None or image is not None):
             raise AlignVLMError(
                 "pixel_values needs input_ids; with inputs_embeds merge the images before (merge())"
             )
+        if pixel_values is not None and image is not None:
+            raise AlignVLMError("give one of pixel_values and mm_encoder_outputs")
         merged, compact = Merged(inputs_embeds), None
-        if inputs_embeds is None:
+        if image is not None:
+            embeds = self._embed(input_ids)
+            merged = Merged(*self._write(input_ids, embeds, image.pooler_output), image=image)
+        elif inputs_embeds is None:
             merged = self.merge(input_ids, pixel_values, image_grids, attention_mask, vocab_targets)
         if merged.kept is not None:
             # a cache of the shortened prompt would not fit the caller's positions; generate()
@@ -394,33 +378,21 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
             inputs_embeds=merged.inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
+            return_dict=True,
             **{CACHE: cache if past_key_values is None else past_key_values},
             **kwargs,
         )
-        hidden, loss = output.last_hidden_state, merged.vocab_loss
         if compact is not None:
-            hidden = compact.scatter(hidden, input_ids.shape[1])
+            compact.scatter_output(output, input_ids.shape[1])
+        loss = merged.vocab_loss
         return AlignVLMModelOutput(
-            last_hidden_state=hidden,
+            last_hidden_state=output.last_hidden_state,
             **{CACHE: output.get(CACHE)},
             hidden_states=output.hidden_states,
             attentions=output.attentions,
+            image_outputs=merged.image,
             image_hidden_states=merged.visual_tokens,
             vocab_loss=None if loss is None else loss.loss,
             vocab_text_loss=None if loss is None else loss.text,
             vocab_blank_loss=None if loss is None else loss.blank,
         )
-
-
-def _of_images(pages: list[Any], image_grids: Tensor) -> list[Any]:
-    """The page of each image; its thumbnail, where there is one, is a page of its own."""
-    thumbnails = image_grids[:, 2].tolist()
-    firsts = [image + sum(thumbnails[:image]) for image in range(len(thumbnails))]
-    return [pages[first] for first in firsts]
-
-
-def _rows_read(page: Any) -> list[Tensor]:
-    """The cells of each row of a page's text, in reading order."""
-    cells, row = torch.from_numpy(page.cells), torch.from_numpy(page.row)
-    counts = torch.bincount(row, minlength=len(page.rows)) if len(row) else row
-    return list(cells.split(counts.tolist()))

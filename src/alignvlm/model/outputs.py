@@ -6,7 +6,12 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+)
+from transformers.utils import ModelOutput
 
 from ..errors import AlignVLMError
 from .losses import VocabLoss
@@ -15,10 +20,18 @@ CACHE = ({"cache", "past_key_values"} & {f.name for f in fields(BaseModelOutputW
 """What transformers calls the key-value cache: ``past_key_values``, from 5.24 on ``cache``."""
 
 
-@dataclass
-class AlignVLMModelOutput(BaseModelOutputWithPast):
-    """Adds ``image_hidden_states`` [sum of visual tokens, D] and the loss on P_vocab."""
+class _WithImages(ModelOutput):
+    def to_tuple(self) -> tuple:
+        values = [getattr(self, key) for key in self.keys()]
+        return tuple(v.to_tuple() if isinstance(v, ModelOutput) else v for v in values)
 
+
+@dataclass
+class AlignVLMModelOutput(_WithImages, BaseModelOutputWithPast):
+    """Adds ``image_outputs``, as ``get_image_features`` gives them, ``image_hidden_states`` [sum of
+    visual tokens, D] and the loss on P_vocab."""
+
+    image_outputs: BaseModelOutputWithPooling | None = None
     image_hidden_states: Tensor | None = None
     vocab_loss: Tensor | None = None
     vocab_text_loss: Tensor | None = None
@@ -26,10 +39,11 @@ class AlignVLMModelOutput(BaseModelOutputWithPast):
 
 
 @dataclass
-class AlignVLMCausalLMOutput(CausalLMOutputWithPast):
+class AlignVLMCausalLMOutput(_WithImages, CausalLMOutputWithPast):
     """``loss`` is the language-model loss plus the weighted loss on P_vocab, where each is asked
     for; the parts are beside it."""
 
+    image_outputs: BaseModelOutputWithPooling | None = None
     image_hidden_states: Tensor | None = None
     lm_loss: Tensor | None = None
     vocab_loss: Tensor | None = None
@@ -87,12 +101,14 @@ class Merged(NamedTuple):
         vocab_loss: the loss on P_vocab, if there were targets.
         kept: for each prompt the positions that remain once blank visual tokens are dropped, in
             the order in which the language model reads them; ``None`` if none are dropped.
+        image: the images as ``get_image_features`` gives them.
     """
 
     inputs_embeds: Tensor
     visual_tokens: Tensor | None = None
     vocab_loss: VocabLoss | None = None
     kept: list[Tensor] | None = None
+    image: BaseModelOutputWithPooling | None = None
 
 
 def group_images(placeholders: list[int], visual_tokens: list[int]) -> list[range]:

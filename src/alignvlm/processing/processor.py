@@ -99,7 +99,9 @@ class AlignVLMProcessorKwargs(ProcessingKwargs, total=False):
     """Typed keyword arguments of the processor."""
 
     images_kwargs: AlignVLMImagesKwargs  # type: ignore[misc]
-    _defaults = {"text_kwargs": {"padding": False}, "images_kwargs": {}}
+    # verbose: the tokenizer would warn of every page with more cells than the language model has
+    # positions, though blank cells leave before it
+    _defaults = {"text_kwargs": {"padding": False, "verbose": False}, "images_kwargs": {}}
 
 
 class AlignVLMProcessor(_ProcessorMixin):
@@ -246,7 +248,8 @@ class AlignVLMProcessor(_ProcessorMixin):
                 )
 
     def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
-        """Placeholder tokens for images of the given (height, width), as serving engines ask."""
+        """Placeholder tokens for images of the given (height, width), as serving engines ask: those
+        that ``mm_token_type_ids`` marks, so without the newlines that end rows."""
         if image_sizes is None:
             return MultiModalData()
         settings = ImagesKwargs(**{k: v for k, v in kwargs.items() if v is not None})
@@ -256,7 +259,6 @@ class AlignVLMProcessor(_ProcessorMixin):
             rows = token_row_lengths(
                 grid, thumbnail, self.token_rows, self.token_cols, self.token_order
             )
-            ends = len(rows) if self.row_end and self.token_order == "page" else 0
-            counts.append(sum(rows) + ends)
+            counts.append(sum(rows))
             tiles.append(grid.tiles + thumbnail)
         return MultiModalData(num_image_tokens=counts, num_image_patches=tiles)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.pp_ocrv6_small_det.modeling_pp_ocrv6_small_det import (
     PPOCRV6SmallDetForObjectDetection,
@@ -79,9 +79,11 @@ class ReaderModel(PreTrainedModel):
 
     def __init__(self, config: ReaderConfig) -> None:
         super().__init__(config)
+        _switches_nothing(config.detector_config, config.recogniser_config.backbone_config)
         self.detector = PPOCRV6SmallDetForObjectDetection(config.detector_config)
         self.recogniser = PPOCRV6SmallRecForTextRecognition(config.recogniser_config)
         self.register_buffer("speller", torch.zeros(config.speller_bytes, dtype=torch.uint8))
+        _may_be_switched(self.detector, self.recogniser.model.backbone)
         self.detector.requires_grad_(False)
         self.progress: Callable[[int, int], None] | None = None
         """Called while a page is read, with the lines read and their number; it may raise."""
@@ -202,6 +204,20 @@ class ReaderModel(PreTrainedModel):
         found = folded(self.detector)(pixels.to(self.dtype)).last_hidden_state
         probability = found[0, 0, : size[0], : size[1]].float().cpu().numpy()
         return find_boxes(np.ascontiguousarray(probability), scale)
+
+
+def _switches_nothing(*configs: PreTrainedConfig) -> None:
+    """Convolutions have no attention to switch, and their classes refuse to be asked."""
+    for config in configs:
+        config._attn_implementation = "eager"
+
+
+def _may_be_switched(*networks: nn.Module) -> None:
+    """An attention implementation asked for later, of the whole model, passes them by."""
+    for module in (module for network in networks for module in network.modules()):
+        if isinstance(module, PreTrainedModel):
+            module._supports_sdpa = module._supports_flash_attn = True
+            module._supports_flex_attn = True
 
 
 def _tokens(
