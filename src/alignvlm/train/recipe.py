@@ -115,6 +115,9 @@ class StageSpec(Strict):
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     adam_beta2: float = Field(0.999, gt=0, lt=1)
+    optimizer: Literal["adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "adamw_torch_8bit"] = (
+        "adamw_torch"
+    )
     log_steps: int = Field(10, ge=1)
     save_steps: int = Field(500, ge=1)
     workers: int = Field(0, ge=0)
