@@ -1,12 +1,11 @@
 """Do our metrics give the verdicts of other people's scorers? Generated pairs, seeded.
 
-    python -m benchmarks.crosscheck_metrics REPOSITORIES [--pairs 4000] [--seed 0] [--java]
+    python -m benchmarks.crosscheck_metrics REPOSITORIES [--pairs 4000] [--seed 0]
 
 REPOSITORIES is a folder with clones, whichever there are, under these names: ``lmms-eval``,
-``VLMEvalKit``, ``due-evaluator`` (due-benchmark/evaluator), ``VQA`` (GT-Vision-Lab), ``POPE``
-(AoiDragon), ``pix2struct`` (google-research). Single functions are taken from their files, so
-nothing of theirs needs to be installed. The packages anls-star, spacy and pycocoevalcap (with
-``--java`` for its tokenizer) are compared where they are installed.
+``VLMEvalKit``, ``due-evaluator`` (due-benchmark/evaluator), ``pix2struct`` (google-research).
+Single functions are taken from their files, so nothing of theirs needs to be installed. The
+packages anls-star and spacy are compared where they are installed.
 
 Prints, for each metric and scorer, how many verdicts agree, and one example for each class of
 disagreement. ``--golden N`` prints instead N rows a metric for the frozen table of the tests.
@@ -15,18 +14,15 @@ disagreement. ``--golden N`` prints instead N rows a metric for the frozen table
 from __future__ import annotations
 
 import argparse
-import itertools
 import math
 import random
 import re
-import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from alignvlm.eval import metrics
-from alignvlm.eval.metrics.captions import caption_tokens, cider_verdicts
 from alignvlm.eval.metrics.vcr_overlap import vcr_verdict
 from alignvlm.eval.metrics.vqa import textvqa_normalize, vqa_normalize
 from benchmarks.reference_scorers import READERS, Scorer, anls_star
@@ -144,8 +140,6 @@ def why_relaxed(p: str, a: tuple[str, ...]) -> str:
 
 
 def why_vqa(p: str, a: tuple[str, ...]) -> str:
-    if len({x.strip() for x in a}) == 1:
-        return "unanimous answers, normalised or not"
     texts = (p, *a)
     if any(re.search(r"\d\.(?!\d)", x) for x in texts):
         return "a period after a digit"
@@ -195,19 +189,12 @@ def vcr_spacy(p: str, a: tuple[str, ...]) -> tuple[float, ...]:
     return vcr_sums(p, a, tokenize=lambda text: [str(x) for x in vcr_spacy.english(text)])
 
 
-def pope_right(p: str, a: tuple[str, ...]) -> float:
-    verdict = metrics.pope_verdict(p, a)
-    return verdict["tp"] + verdict["tn"]
-
-
 OURS: dict[str, tuple[Scorer, Any, Any]] = {
     "anls": (metrics.anls, alternatives, why_anls),
     "relaxed_accuracy": (metrics.relaxed_accuracy, alternatives, why_relaxed),
-    "vqa_accuracy": (metrics.vqa_accuracy, people, why_vqa),
     "textvqa_accuracy": (metrics.textvqa_accuracy, people, why_vqa),
     "denotation_accuracy": (metrics.denotation_accuracy, lists, why_denotation),
     "tabfact_accuracy": (metrics.tabfact_accuracy, labels, why_yes_no),
-    "pope_accuracy": (pope_right, labels, why_yes_no),
     "field_f1": (field_counts, fields, why_field),
     "vcr": (vcr_sums, covered, why_vcr),
     "vcr, spaCy tokens in ours": (vcr_spacy, covered, why_vcr),
@@ -243,9 +230,9 @@ def report(check: Check, count: int, seed: int) -> None:
 
 
 GOLDEN = {
-    ("anls", "lmms-eval"), ("relaxed_accuracy", "pix2struct"), ("vqa_accuracy", "VQA"),
+    ("anls", "lmms-eval"), ("relaxed_accuracy", "pix2struct"),
     ("textvqa_accuracy", "lmms-eval"), ("denotation_accuracy", "WikiTableQuestions"),
-    ("tabfact_accuracy", "VLMEvalKit"), ("pope_accuracy", "POPE"), ("field_f1", "due-evaluator"),
+    ("tabfact_accuracy", "VLMEvalKit"), ("field_f1", "due-evaluator"),
 }  # fmt: skip
 
 
@@ -267,36 +254,11 @@ def golden(every: list[Check], count: int, seed: int) -> None:
                 break
 
 
-def captions(count: int, seed: int) -> None:
-    """Compare the caption tokens with the Java tokenizer, and CIDEr on both."""
-    from pycocoevalcap.cider.cider import Cider
-    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
-
-    draw = random.Random(seed)
-    texts = [f"{p} {a[0]}".replace("\n", " ") for p, a in covered(draw, count)]
-    java = PTBTokenizer().tokenize({i: [{"caption": t}] for i, t in enumerate(texts)})
-    same = sum(java[i] == [caption_tokens(t)] for i, t in enumerate(texts))
-    print(f"caption tokens | Java PTB tokenizer: {same} of {count} agree")
-    differ = (i for i, t in enumerate(texts) if java[i] != [caption_tokens(t)])
-    for i in itertools.islice(differ, 5):
-        print(f"    {caption_tokens(texts[i])!r}\n    {java[i][0]!r}")
-    answers = [(texts[i], texts[(i + 1) % count]) for i in range(count)]
-    predictions = [change(t, draw) for t in texts]
-    as_java = PTBTokenizer().tokenize(
-        {i: [{"caption": t.replace("\n", " ") or "."}] for i, t in enumerate(predictions)}
-    )
-    gold = {i: java[i] + java[(i + 1) % count] for i in range(count)}
-    theirs = Cider().compute_score(gold, {i: as_java[i] for i in range(count)})[0]
-    ours = statistics.mean(v["score"] for v in cider_verdicts(predictions, answers))
-    print(f"cider | pycocoevalcap with Java: ours {ours:.4f}, theirs {theirs:.4f}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("repositories", type=Path)
     parser.add_argument("--pairs", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--java", action="store_true", help="compare caption tokens, needs Java")
     parser.add_argument("--golden", type=int, metavar="N", help="print N rows a metric for tests")
     options = parser.parse_args()
     every = list(checks(options.repositories))
@@ -305,8 +267,6 @@ def main() -> None:
         return
     for check in every:
         report(check, options.pairs, options.seed)
-    if options.java:
-        captions(options.pairs, options.seed)
 
 
 if __name__ == "__main__":

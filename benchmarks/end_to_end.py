@@ -73,7 +73,7 @@ SIZES = {
     "llama-3.2-1b": (_vision(1152, 4304, 27, 16, 384), _text(128256, 2048, 8192, 16, 32, 8)),
     "tiny": (_vision(24, 32, 1, 2, 28), _text(512, 32, 48, 2, 2, 1)),
 }
-"""Vision encoder and language model: ``recipes/smol.yaml``'s, the paper's, and a toy."""
+"""Vision encoder and language model: of ``smollm2-grounded``, of the paper, and a toy's."""
 
 
 def make_config(name: str, connector: str) -> AlignVLMConfig:

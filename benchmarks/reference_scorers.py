@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alignvlm.eval.metrics.vqa import CONTRACTIONS
 from benchmarks.wtq_official import load_evaluator
 
 Scorer = Callable[[str, tuple[str, ...]], Any]
@@ -56,24 +55,12 @@ def lmms(root: Path) -> Iterator[tuple[str, Scorer]]:
     yield "relaxed_accuracy", lambda p, a: float(any(relaxed(p, x) for x in a))
     processor = extract(tasks / "_task_utils/vqa_eval_metric.py", "EvalAIAnswerProcessor")
     names = {"EvalAIAnswerProcessor": processor["EvalAIAnswerProcessor"]}
-    v2 = extract(tasks / "vqav2/utils.py", "vqav2_process_results", **names)
     text = extract(tasks / "textvqa/utils.py", "textvqa_process_results", **names)
 
-    def vqav2(p: str, a: tuple[str, ...]) -> float:
-        people = [{"answer": x, "answer_id": i} for i, x in enumerate(a)]
-        doc = {"answers": people, "question_id": 0}
-        return v2["vqav2_process_results"](doc, [p])["exact_match"]
-
-    yield "vqa_accuracy", vqav2
     doc = lambda a: {"answers": list(a), "question_id": 0}  # noqa: E731
     yield (
         "textvqa_accuracy",
         lambda p, a: text["textvqa_process_results"](doc(a), [p])["exact_match"],
-    )
-    pope = extract(tasks / "pope/utils.py", "pope_process_results")["pope_process_results"]
-    yield (
-        "pope_accuracy",
-        lambda p, a: pope({"answer": a[0], "question_id": 0}, [p])["pope_accuracy"]["score"],
     )
     try:
         import spacy
@@ -113,14 +100,12 @@ def vlmevalkit(root: Path) -> Iterator[tuple[str, Scorer]]:
 
     yield "anls", anls
     yield "relaxed_accuracy", lambda p, a: float(max(match("relaxed_accuracy", p, a)))
-    yield "vqa_accuracy", lambda p, a: statistics.mean(match("vqa_score", p, a))
     yield "textvqa_accuracy", lambda p, a: statistics.mean(match("vqa_score", p, a))
     read = extract(
         root / "vlmeval/dataset/utils/yorn.py", "YOrN_Extraction",
         process_punctuation=punctuation["process_punctuation"],
     )["YOrN_Extraction"]  # fmt: skip
     yield "tabfact_accuracy", lambda p, a: float(read(p).lower() == a[0])
-    yield "pope_accuracy", lambda p, a: float(read(p).lower() == a[0])
 
 
 def due(root: Path) -> Iterator[tuple[str, Scorer]]:
@@ -139,43 +124,6 @@ def due(root: Path) -> Iterator[tuple[str, Scorer]]:
         return one.true_positive(), one.false_positive(), one.false_negative()
 
     yield "field_f1", counts
-
-
-def vqa(root: Path) -> Iterator[tuple[str, Scorer]]:
-    path = root / "PythonEvaluationTools/vqaEvaluation/vqaEval.py"
-    cls = extract(path, "VQAEval", sys=sys)["VQAEval"]
-    cls.updateProgress = lambda *_: None
-
-    def score(p: str, a: tuple[str, ...]) -> float:
-        people = [{"answer": x, "answer_id": i} for i, x in enumerate(a)]
-        question = {"answers": people, "question_type": "", "answer_type": ""}
-        ids = {"getQuesIds": staticmethod(lambda: [0])}
-        gold = type("", (), {"qa": {0: question}, **ids})
-        found = type("", (), {"qa": {0: {"answer": p}}, **ids})
-        scorer = cls(gold, found, n=12)
-        scorer.evaluate.__globals__["print"] = lambda *_: None
-        scorer.evaluate()
-        return scorer.evalQA[0] / 100
-
-    nothing = type("", (), {"getQuesIds": staticmethod(list)})
-    table = cls(nothing, nothing).contractions
-    usable = {k: v for k, v in table.items() if k == k.lower() and k != v}
-    same = "the same" if usable == CONTRACTIONS else "others"
-    print(f"contractions: {len(usable)} usable entries there, {same} here", file=sys.stderr)
-    yield "vqa_accuracy", score
-
-
-def pope(root: Path) -> Iterator[tuple[str, Scorer]]:
-    source = (root / "evaluate.py").read_text("utf-8")
-    body = source[source.index("for answer in answers:") : source.index("\nprint(")]
-    code = compile(body, "evaluate.py", "exec")
-
-    def right(p: str, a: tuple[str, ...]) -> float:
-        space: dict[str, Any] = {"answers": [{"answer": p}], "label_list": list(a[:1])}
-        exec(code, space)
-        return float(space["TP"] + space["TN"])
-
-    yield "pope_accuracy", right
 
 
 def pix2struct(root: Path) -> Iterator[tuple[str, Scorer]]:
@@ -213,6 +161,6 @@ def anls_star() -> Iterator[tuple[str, Scorer]]:
 
 
 READERS = {
-    "lmms-eval": lmms, "VLMEvalKit": vlmevalkit, "due-evaluator": due, "VQA": vqa, "POPE": pope,
+    "lmms-eval": lmms, "VLMEvalKit": vlmevalkit, "due-evaluator": due,
     "pix2struct": pix2struct, "WikiTableQuestions": wtq,
 }  # fmt: skip

@@ -36,11 +36,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {match[0]!r}?)" if match else ""
 
 
-def describe_validation_error(error: ValidationError, known: tuple[str, ...] = ()) -> str:
-    """The first problem of a pydantic error as one line: ``where: what``."""
+def describe_validation_error(error: ValidationError, known: Iterable[str] = ()) -> str:
+    """The first problem of a pydantic error as one line: ``where: what``.
+
+    Args:
+        known: keys to suggest in place of an unknown one.
+    """
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"]) or "value"
+    where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        hint = nearest(str(first["loc"][-1]), known) if known else ""
-        return f"unknown key {where!r}{hint}"
-    return f"{where}: {first['msg']}"
+        return f"unknown key {where!r}{nearest(str(first['loc'][-1]), known)}"
+    text = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {text}" if where else text

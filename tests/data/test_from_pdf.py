@@ -19,7 +19,7 @@ from alignvlm.data.harvest.from_pdf import (
     shrink,
     spell_out,
 )
-from alignvlm.data.harvest.harvesting import find_files, write_beside
+from alignvlm.data.harvest.harvesting import find_files
 from alignvlm.data.records import load_images
 from alignvlm.data.sources import TRANSCRIBE_QUESTION, JsonlSource
 from alignvlm.documents.opening import load_pages, pdf_words
@@ -305,13 +305,6 @@ def test_files_of_a_run_inside_the_folder_do_not_count(folder):
     names = [name for name, _ in find_files(folder, (".pdf",), without=folder / "out")]
     assert names == ["b.pdf", "deep/a.PDF"]
     assert found.files == 2
-
-
-def test_nothing_half_written(tmp_path):
-    with pytest.raises(OSError, match="full"), write_beside(tmp_path / "a.txt") as file:
-        file.write(b"half")
-        raise OSError("full")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_damaged_notes_of_earlier_runs(folder, tmp_path):

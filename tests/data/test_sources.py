@@ -15,7 +15,6 @@ from alignvlm.data.records import Record, load_images, make_record, transcript
 from alignvlm.data.sources import (
     TRANSCRIBE_QUESTION,
     HubSource,
-    HubStream,
     JsonlSource,
     MixedSource,
     RenderSource,
@@ -159,18 +158,6 @@ def test_hub_source_reads_local_sets(tmp_path: Path, table: Any, form: str) -> N
     assert [load_images(source[i])[0].height for i in range(5)] == [3, 4, 5, 6, 7]
     assert source[1].id == f"{path}[train]:1"
     assert len(HubSource(path, "train", COLUMNS, limit=2)) == 2
-    stream = HubStream(path, "train", COLUMNS, limit=4)
-    assert [record.answer for record in stream.skip(1)] == ["a1", "a2", "a3"]
-
-
-def test_hub_stream_resumes(tmp_path: Path, table: Any) -> None:
-    table.save_to_disk(tmp_path / "set")
-    stream = HubStream(tmp_path / "set", "train", COLUMNS)
-    first = iter(stream)
-    assert [next(first).answer, next(first).answer] == ["a0", "a1"]
-    again = HubStream(tmp_path / "set", "train", COLUMNS)
-    again.load_state_dict(stream.state_dict())
-    assert [record.answer for record in again] == ["a2", "a3", "a4"]
 
 
 def test_hub_errors(tmp_path: Path, table: Any) -> None:

@@ -23,7 +23,7 @@ from alignvlm.finetune import session as run_module
 from alignvlm.finetune.adapter import load_adapted, text_linears
 from alignvlm.finetune.own_data import choose_held_out, load_data
 from alignvlm.finetune.quality import combined
-from alignvlm.finetune.report_page import _scores
+from alignvlm.finetune.report_page import html_page
 from alignvlm.finetune.scores import Scored, compare
 from alignvlm.finetune.session import _scored
 from alignvlm.finetune.trainer import stage_of
@@ -176,9 +176,16 @@ def test_scores_of_several_documents_come_with_intervals() -> None:
     assert better["difference"] == better["after"] == pytest.approx(5 / 6)
     assert 0 < better["interval"][0] < 5 / 6 < better["interval"][1] <= 1
     assert worse["interval"] == [-bound for bound in reversed(better["interval"])]
-    page = _scores({"anls": better})
-    assert 'class="number better">+0.833 (+' in page
-    assert "worse" in _scores({"anls": worse})
+    nothing = {"questions": [], "pages": []}
+    data = {
+        "settings": {"model": "<m>"}, "steps": 1, "planned_steps": 1, "trained_parameters": 1,
+        "kept": "start", "warnings": [], "checkpoints": [], "best_step": 0, "examples": nothing,
+        "pages": None, "questions": None, "harvest": {},
+    }  # fmt: skip
+    good, bad = (html_page({**data, "scores": {"anls": s}}, [], [], {}) for s in (better, worse))
+    assert 'class="number better">+0.833 (+' in good
+    assert "<code>&lt;m&gt;</code>" in good
+    assert 'class="number worse">-0.833 (-' in bad
 
 
 class Page(HTMLParser):
@@ -238,7 +245,7 @@ def test_a_run_that_was_cut_short_goes_on_as_if_it_had_not_been(
     with pytest.raises(ConfigError, match="go on with --resume or start over"):
         finetune(settings, out, quiet=True)
     other = settings.model_copy(update={"lr": 1e-4})
-    with pytest.raises(ConfigError, match="differ from those"):
+    with pytest.raises(ConfigError, match="data changed since"):
         finetune(other, out, resume=True, quiet=True)
     lines: list[str] = []
     again = finetune(settings, out, resume=True, quiet=True, report=lines.append)

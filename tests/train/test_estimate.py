@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parents[2] / "recipes"
 SHIPPED = sorted(str(p.relative_to(FOLDER).with_suffix("")) for p in FOLDER.rglob("*.yaml"))
 TEXT_PARAMETERS = {
     "tiny": 134_515_008,
-    "smol": 134_515_008,
+    "smollm2-grounded": 134_515_008,
     "paper/llama-3.2-1b": 1_235_814_400,
     "paper/llama-3.2-3b": 3_212_749_824,
     "paper/llama-3.1-8b": 8_030_261_248,
@@ -87,7 +87,7 @@ def test_a_pruned_vocabulary_is_counted(no_weights):
 
 def test_checkpointing_and_freezing_save_memory(no_weights):
     plain, spared, frozen = (
-        estimate(load_recipe("smol", over)).stages[1].peak_gib
+        estimate(load_recipe("smollm2-grounded", over)).stages[1].peak_gib
         for over in (
             [],
             ["stages.documents.gradient_checkpointing=true"],
@@ -99,7 +99,7 @@ def test_checkpointing_and_freezing_save_memory(no_weights):
 
 
 def test_a_stage_without_language_model_needs_less(no_weights):
-    first, second, _ = estimate(load_recipe("smol", ["stages.0.batch_size=8"])).stages
+    first, second, _ = estimate(load_recipe("smollm2-grounded", ["stages.0.batch_size=8"])).stages
     assert first.peak_gib < second.peak_gib
     assert first.trainable["text"] == 0
 

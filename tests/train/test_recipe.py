@@ -47,7 +47,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_there_are_shipped_recipes():
-    assert {"tiny", "smol", "paper/llama-3.2-1b", "paper/llama-3.1-8b"} <= set(SHIPPED)
+    assert {"tiny", "smollm2-grounded", "paper/llama-3.2-1b", "paper/llama-3.1-8b"} <= set(SHIPPED)
     assert FOLDER in recipe_folders()
 
 
@@ -82,8 +82,10 @@ def test_the_papers_stages(name):
 def test_a_recipe_is_found_by_name_or_path(file):
     assert find_recipe("paper/llama-3.2-1b").is_file()
     assert find_recipe(str(file)) == file
-    with pytest.raises(ConfigError, match=r"no recipe 'smoll' \(did you mean 'smol'\?\)"):
-        find_recipe("smoll")
+    with pytest.raises(ConfigError, match=r"no recipe 'tinyy' \(did you mean 'tiny'\?\)"):
+        find_recipe("tinyy")
+    with pytest.raises(ConfigError, match="is now 'smollm2-grounded'"):
+        find_recipe("smol")
     with pytest.raises(ConfigError, match=r"no recipe file .*gone\.yaml"):
         find_recipe("gone.yaml")
 
@@ -112,12 +114,12 @@ def test_bytes_that_are_no_text(file):
 # --- mistakes ----------------------------------------------------------------------------------
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
-    (recipe(stags=[]), r"unknown key stags \(did you mean 'stages'\?\)"),
-    (stage(stepss=3), r"unknown key stages\.0\.stepss \(did you mean 'steps'\?\)"),
-    (stage(loss={"lmm": 1}), r"unknown key stages\.0\.loss\.lmm"),
-    (model(tilng={}), r"unknown key model\.tilng \(did you mean 'tiling'\?\)"),
-    (model(tiling={"max_tile": 3}), r"max_tile \(did you mean 'max_tiles'\?\)"),
-    (model(connector={"type": "align", "gama": 2}), r"gama \(did you mean 'gamma'\?\)"),
+    (recipe(stags=[]), r"unknown key 'stags' \(did you mean 'stages'\?\)"),
+    (stage(stepss=3), r"unknown key 'stages\.0\.stepss' \(did you mean 'steps'\?\)"),
+    (stage(loss={"lmm": 1}), r"unknown key 'stages\.0\.loss\.lmm'"),
+    (model(tilng={}), r"unknown key 'model\.tilng' \(did you mean 'tiling'\?\)"),
+    (model(tiling={"max_tile": 3}), r"max_tile' \(did you mean 'max_tiles'\?\)"),
+    (model(connector={"type": "align", "gama": 2}), r"gama' \(did you mean 'gamma'\?\)"),
     (model(connector={"type": "algin"}), r"unknown connector 'algin' \(did you mean 'align'\?\)"),
     (model(connector={"gamma": 1}), r"model\.connector"),
     (model(connector={"type": "align", "gamma": 0}), r"gamma: .*greater than 0"),
@@ -193,7 +195,7 @@ def test_a_whole_connector_is_one_override(file):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("stages.0.stepz=9", r"unknown key stages\.0\.stepz \(did you mean 'steps'\?\)"),
+        ("stages.0.stepz=9", r"unknown key 'stages\.0\.stepz' \(did you mean 'steps'\?\)"),
         ("seed", "write it as key=value"),
         ("seed=[1", "not a YAML value"),
         ("stages.3.steps=9", "no entry '3'; there are 1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -352,6 +353,22 @@ def test_each_rate_has_its_group(make_model, make_processor, tmp_path):
     assert seen == {n for n, _ in model.named_parameters() if learning_rate(n, rates)}
     for name, parameter in model.named_parameters():
         assert name in seen or torch.equal(parameter, before[name])
+
+
+def test_the_optimizer_is_the_one_that_the_recipe_names(
+    make_model, make_processor, tmp_path, monkeypatch
+):
+    model = make_model("align").train()
+    stage = spec(optimizer="adamw_torch_fused")
+    pages = dataset(model, make_processor, stage)
+    trainer = run(model, [pages[0], pages[1]], stage, tmp_path)
+    assert trainer.optimizer.defaults["fused"]
+    eight = spec(optimizer="adamw_bnb_8bit")
+    trainer.args = training_arguments(eight, tmp_path, 0, bf16=False, quiet=True)
+    trainer.optimizer = None
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ConfigError, match="optimizer: .*bitsandbytes"):
+        trainer.create_optimizer()
 
 
 def test_checkpointed_activations_change_nothing(make_model, samples, tmp_path):

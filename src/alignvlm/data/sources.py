@@ -2,7 +2,7 @@
 
 A map-style source is deterministic: ``source[i]`` is the same record in every process and on every
 day, so a run resumes by remembering one number. :class:`MixedSource` mixes several by weight under
-the same promise. :class:`HubStream` is the one exception, for sets too large to download.
+the same promise.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from ..errors import DataError, nearest
-from .hub_source import HubSource, HubStream
+from .hub_source import HubSource
 from .records import Record, load_images, make_record, transcript, validate_record
 from .source import Source, check_index, named
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = [
     "TRANSCRIBE_QUESTION",
     "HubSource",
-    "HubStream",
     "JsonlSource",
     "MixedSource",
     "RenderSource",

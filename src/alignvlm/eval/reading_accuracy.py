@@ -182,11 +182,12 @@ def _heights(record: Record, grids: Tensor, config: AlignVLMConfig) -> Iterator[
     """Text height of each page's cells, px, in the order of ``encode.page_vocab_targets``."""
     layout = config.tile_token_grid
     assert layout is not None and record.words is not None
-    for index, (rows, cols, thumbnail) in enumerate(grids.tolist()):
+    sizes = encode.image_sizes(record)
+    pages = zip(record.words, sizes, grids.tolist(), strict=True)
+    for words, size, (rows, cols, thumbnail) in pages:
         grid = Grid(rows, cols)
-        size = encode._image_size(record, index)
         heights = text_heights(
-            as_words(record.words[index]),
+            as_words(words),
             (rows * layout[0], cols * layout[1]),
             (config.tile_height / layout[0], config.tile_width / layout[1]),
             config.page_scale(size, grid),

@@ -175,7 +175,7 @@ def _answer(
         while (start := len(partial.rows)) < len(samples):
             batch = samples[start : start + batch_size]
             partial.append(_batch(answerer, task, batch, chosen[start : start + batch_size]))
-            if not hidden and metric.corpus is None:
+            if not hidden:
                 said = list(zip(samples, partial.rows, strict=False))[len(verdicts) :]
                 verdicts += [metric.verdict(row["prediction"], s.answers) for s, row in said]
                 score = metric.aggregate(verdicts)

@@ -112,11 +112,6 @@ def save_adapter(wrapped: Any, processor: AlignVLMProcessor, base: str, folder: 
     processor.save_pretrained(folder)
 
 
-def is_adapter(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder holds an adapter in peft's format."""
-    return (Path(folder).expanduser() / "adapter_config.json").is_file()
-
-
 def base_of(folder: Path) -> str:
     """The model that an adapter was trained on: a folder or a hub id.
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import torch
 
 from ..errors import ConfigError
+from ..files import replacing
 from .adapter import load_adapted
 
 
@@ -39,14 +39,9 @@ def merge_adapter(
         raise ConfigError(f"{out} exists already; choose another folder")
     model, processor = load_adapted(adapter_folder(adapter), base=base, dtype=torch.float32)
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with replacing(out) as partial:
         model.to(dtype).save_pretrained(partial)
         processor.save_pretrained(partial)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return out
 
 

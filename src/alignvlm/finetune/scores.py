@@ -19,6 +19,7 @@ from ..eval.intervals import Paired, bootstrap_interval
 from ..eval.metrics import METRICS, Verdict, scored
 from ..eval.metrics.metric import Answers, mean_score, ratio, total
 from ..eval.reading_accuracy import reading_accuracy
+from ..files import write_text
 from ..inference.generate import generate
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor
@@ -102,10 +103,8 @@ class Scored(NamedTuple):
 
     def save(self, file: Path) -> None:
         """As JSON, whole or not at all."""
-        partial = file.with_name(file.name + ".partial")
         data = {**self._asdict(), "questions": [*self.questions], "pages": [*self.pages]}
-        partial.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
-        partial.replace(file)
+        write_text(file, json.dumps(data, ensure_ascii=False))
 
     @classmethod
     def load(cls, file: Path) -> Scored:

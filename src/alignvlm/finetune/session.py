@@ -24,12 +24,13 @@ from transformers import PrinterCallback, set_seed
 from ..compose.assemble import load_pretrained
 from ..connectors import AlignConnector
 from ..data.collate import Collator
-from ..errors import AlignVLMError, ConfigError, WeightsError
-from ..files import file_sha256
+from ..errors import AlignVLMError, ConfigError
+from ..files import file_sha256, replacing
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor
 from ..train.stages import StageDataset
-from ..train.training import DISK_FULL, last_checkpoint
+from ..train.training import last_checkpoint
+from ..train.unfinished import begin, finish, writing
 from ..weights.resolve import resolve
 from .adapter import load_adapted, lora_config, require_peft, save_adapter, unwrapped, wrap
 from .own_data import Data, load_data
@@ -75,56 +76,18 @@ def finetune(
     out = Path(os.path.abspath(out))
     work = out.with_name(out.name + ".finetuning")
     source = resolve(settings.model)
-    _prepare(settings, out, work, resume, overwrite)
+    note = (NOTE, settings.to_yaml() + _fingerprint(settings))
+    kind = ("fine-tuning run", "settings or the data")
+    begin(out, work, note, kind, resume=resume, overwrite=overwrite)
     if quiet:
         transformers.logging.disable_progress_bar()
     try:
-        return _run(settings, source, work, out, overwrite, quiet, report)
+        with writing(work):
+            return _run(settings, source, work, out, overwrite, quiet, report)
     except AlignVLMError:
         if not (work / "before.json").exists():  # nothing that would be worth resuming
             shutil.rmtree(work, ignore_errors=True)
         raise
-    except OSError as error:
-        raise WeightsError(_full(work, error.strerror or str(error))) from None
-    except Exception as error:
-        if any(words in str(error) for words in DISK_FULL):
-            raise WeightsError(_full(work, "no space left on the device")) from None
-        raise
-
-
-def _full(work: Path, reason: str) -> str:
-    return f"could not write to {work}: {reason}; free some room, then use --resume"
-
-
-def _prepare(settings: Settings, out: Path, work: Path, resume: bool, overwrite: bool) -> None:
-    if out.exists():
-        if not overwrite:
-            raise ConfigError(f"{out} exists; choose another --out or pass --overwrite")
-        if not (out / NOTE).is_file():
-            raise ConfigError(f"{out} is not a fine-tuning run, so --overwrite leaves it alone")
-    note = work / NOTE
-    mark = settings.to_yaml() + _fingerprint(settings)
-    if work.exists() and resume:
-        if not note.is_file():
-            raise ConfigError(f"{work} is not a run that can be resumed; remove it")
-        if note.read_text(encoding="utf-8") != mark:
-            raise ConfigError(
-                f"the settings or the data differ from those that {work} was started with; resume "
-                "with the same ones, or start over with --overwrite"
-            )
-        return
-    if work.exists():
-        if not overwrite:
-            raise ConfigError(
-                f"an unfinished run is in {work}; go on with --resume or start over with "
-                "--overwrite"
-            )
-        shutil.rmtree(work)
-    try:
-        work.mkdir(parents=True)
-        note.write_text(mark, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot create {work}: {error.strerror}") from None
 
 
 def _fingerprint(settings: Settings) -> str:
@@ -320,10 +283,8 @@ def _train(
 
 def _save(wrapped: Any, processor: AlignVLMProcessor, base: str, folder: Path) -> None:
     """An adapter's folder, which appears whole."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    save_adapter(wrapped, processor, base, partial)
-    partial.rename(folder)
+    with replacing(folder) as partial:
+        save_adapter(wrapped, processor, base, partial)
 
 
 def _device() -> str:
@@ -331,13 +292,10 @@ def _device() -> str:
 
 
 def _finish(outcome: Outcome, data: Data, work: Path, overwrite: bool) -> None:
-    final, out = work / "final", outcome.out
+    final = work / "final"
     shutil.rmtree(final, ignore_errors=True)
     final.mkdir()
     write_report(outcome, data, final)
     (final / NOTE).write_text(outcome.settings.to_yaml(), encoding="utf-8")
     shutil.copytree(work / "adapter", final / "adapter")
-    if overwrite and out.exists():
-        shutil.rmtree(out)
-    final.rename(out)
-    shutil.rmtree(work, ignore_errors=True)
+    finish(final, work, outcome.out, overwrite)

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, describe_validation_error
 
 
 class Settings(BaseModel):
@@ -71,10 +71,4 @@ def settings_from(**given: Any) -> Settings:
     try:
         return Settings(**given)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            hint = nearest(name, Settings.model_fields)
-            raise ConfigError(f"fine-tuning has no setting {name!r}{hint}") from None
-        text = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{name}: {text}" if name else text) from None
+        raise ConfigError(describe_validation_error(error, Settings.model_fields)) from None

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ..connectors.configs import CONNECTOR_TYPES, ConnectorConfig
+from ..connectors.configs import CONNECTOR_TYPES, ConnectorConfig, ConnectorConfigBase
 from ..data.synthetic.render import RenderSpec
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, describe_validation_error, nearest
 
 
 class Strict(BaseModel):
@@ -115,6 +115,9 @@ class StageSpec(Strict):
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     adam_beta2: float = Field(0.999, gt=0, lt=1)
+    optimizer: Literal["adamw_torch", "adamw_torch_fused", "adamw_bnb_8bit", "adamw_torch_8bit"] = (
+        "adamw_torch"
+    )
     log_steps: int = Field(10, ge=1)
     save_steps: int = Field(500, ge=1)
     workers: int = Field(0, ge=0)
@@ -237,6 +240,11 @@ def find_recipe(name: str) -> Path:
     }
     if name in known:
         return known[name]
+    if name == "smol":
+        raise ConfigError(
+            "smol is a model and not a recipe: the recipe of that name is now 'smollm2-grounded'; "
+            "training/smol makes the model"
+        )
     raise ConfigError(
         f"no recipe {name!r}{nearest(name, known)}; shipped: {', '.join(sorted(known))}"
     )
@@ -276,13 +284,10 @@ def parse_recipe(data: dict[str, Any], where: str = "recipe") -> Recipe:
 
 def _describe(error: ValidationError) -> str:
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {where}{nearest(str(first['loc'][-1]), _all_keys())}"
-    if first["type"] == "union_tag_invalid" and where.endswith("connector"):
+    if first["type"] == "union_tag_invalid" and first["loc"][-1] == "connector":
         tag = str(first.get("ctx", {}).get("tag"))
-        return f"{where}: unknown connector {tag!r}{nearest(tag, CONNECTOR_TYPES)}"
-    return f"{where or 'recipe'}: {first['msg']}"
+        return f"model.connector: unknown connector {tag!r}{nearest(tag, CONNECTOR_TYPES)}"
+    return describe_validation_error(error, _all_keys())
 
 
 def _all_keys() -> set[str]:
@@ -290,16 +295,8 @@ def _all_keys() -> set[str]:
         Recipe, ModelSpec, TilingSpec, StageSpec, LossSpec, RenderSourceSpec, JsonlSourceSpec,
         HubSourceSpec, BenchmarkSourceSpec, RenderSpec,
     ]  # fmt: skip
-    from ..model import config
-
-    models += [c for c in vars(config).values() if _is_connector_config(c)]
+    models += ConnectorConfigBase.__subclasses__()
     return {key for model in models for key in model.model_fields}
-
-
-def _is_connector_config(value: Any) -> bool:
-    from ..connectors.configs import ConnectorConfigBase
-
-    return isinstance(value, type) and issubclass(value, ConnectorConfigBase)
 
 
 def _override(data: dict[str, Any], override: str) -> None:

@@ -184,7 +184,11 @@ class StageTrainer(Trainer):
         return weights
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """AdamW with a group for each learning rate; vectors do not decay."""
+        """The stage's AdamW with a group for each learning rate; vectors do not decay.
+
+        Raises:
+            ConfigError: the library of an 8-bit one is not installed.
+        """
         if self.optimizer is None:
             groups: dict[tuple[float, float], list[nn.Parameter]] = {}
             for name, parameter in self.model.named_parameters():
@@ -193,14 +197,15 @@ class StageTrainer(Trainer):
                     groups.setdefault((learning_rate(name, self.rates), decay), []).append(
                         parameter
                     )
-            self.optimizer = torch.optim.AdamW(
-                [
-                    {"params": params, "lr": rate, "weight_decay": decay}
-                    for (rate, decay), params in sorted(groups.items(), key=lambda item: item[0])
-                ],
-                betas=(self.args.adam_beta1, self.args.adam_beta2),
-                eps=self.args.adam_epsilon,
-            )
+            try:
+                kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            except (ImportError, ValueError) as error:
+                raise ConfigError(f"optimizer: {' '.join(str(error).split())}") from None
+            entries = [
+                {"params": params, "lr": rate, "weight_decay": decay}
+                for (rate, decay), params in sorted(groups.items(), key=lambda item: item[0])
+            ]
+            self.optimizer = kind(entries, **options)
         return self.optimizer
 
     def compute_loss(  # type: ignore[override]
@@ -341,6 +346,7 @@ def training_arguments(
         weight_decay=stage.weight_decay,
         max_grad_norm=stage.max_grad_norm,
         adam_beta2=stage.adam_beta2,
+        optim=stage.optimizer,
         logging_steps=stage.log_steps,
         logging_first_step=True,
         save_steps=stage.save_steps,

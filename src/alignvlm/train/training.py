@@ -30,11 +30,12 @@ from ..connectors.configs import AlignConfig
 from ..data.collate import Collator
 from ..data.ground import as_words, frequent_tokens
 from ..data.sources import MixedSource, Source
-from ..errors import AlignVLMError, ConfigError, WeightsError
+from ..errors import AlignVLMError
 from ..eval.reading_accuracy import answer_loss, reading_accuracy
+from ..files import replacing
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor, space_token_id
-from .recipe import HubSourceSpec, Recipe, RenderSourceSpec, StageSpec, parse_recipe
+from .recipe import HubSourceSpec, Recipe, RenderSourceSpec, StageSpec
 from .stages import (
     Losses,
     StageDataset,
@@ -44,13 +45,12 @@ from .stages import (
     set_trainable,
     training_arguments,
 )
+from .unfinished import begin, finish, writing
 
 VOCABULARY_PAGES = 500
 """Pages counted to choose a pruned vocabulary."""
 PROBE_PAGES = 24
 """Unseen pages read before and after a stage."""
-DISK_FULL = ("No space left", "os error 28", "PytorchStreamWriter", "inline_container.cc")
-"""How safetensors and torch say that a disk is full, in errors of their own."""
 CHECKPOINT_FILES = (("*model*", "global_step*"), ("optimizer*", "global_step*"), ("rng_state*",))
 """What a checkpoint must hold, one of each; DeepSpeed keeps the first two in ``global_step*``."""
 Report = Callable[[str], None]
@@ -117,7 +117,8 @@ def train(
     work = out.with_name(out.name + ".training")
     processes = PartialState(cpu=not torch.cuda.is_available())
     if processes.is_main_process:
-        _prepare(recipe, out, work, resume, overwrite)
+        note, kind = ("recipe.yaml", recipe.to_yaml()), ("trained model", "recipe")
+        begin(out, work, note, kind, resume=resume, overwrite=overwrite)
     else:
         report = _silent
     processes.wait_for_everyone()
@@ -126,72 +127,31 @@ def train(
     else:
         transformers.logging.set_verbosity_warning()
     try:
-        for number, stage in enumerate(recipe.stages, start=1):
-            folder = work / f"{number:02d}-{stage.name}"
-            if (folder / "done").is_dir():
-                report(f"stage {number}/{len(recipe.stages)} {stage.name}: already done")
-                continue
-            model, processor = _stage_start(recipe, work, number)
-            if number == 1:
-                _check_stages(recipe, model)
-            _run_stage(recipe, number, model, processor, folder, quiet, report)
-            del model
+        with writing(work):
+            for number, stage in enumerate(recipe.stages, start=1):
+                folder = work / f"{number:02d}-{stage.name}"
+                if (folder / "done").is_dir():
+                    report(f"stage {number}/{len(recipe.stages)} {stage.name}: already done")
+                    continue
+                model, processor = _stage_start(recipe, work, number)
+                if number == 1:
+                    _check_stages(recipe, model)
+                _run_stage(recipe, number, model, processor, folder, quiet, report)
+                del model
+                processes.wait_for_everyone()
+            if processes.is_main_process:
+                _finish(recipe, work, out, overwrite)
             processes.wait_for_everyone()
-        if processes.is_main_process:
-            _finish(recipe, work, out, overwrite)
-        processes.wait_for_everyone()
         return out
     except AlignVLMError:
         begun = not processes.is_main_process or any(path.is_dir() for path in work.iterdir())
         if not begun:
             shutil.rmtree(work)
         raise
-    except OSError as error:
-        raise WeightsError(
-            f"could not write to {work}: {error.strerror or error}; free some room, then "
-            "run the same command with --resume"
-        ) from None
-    except Exception as error:
-        if any(words in str(error) for words in DISK_FULL):
-            raise WeightsError(
-                f"could not write to {work}: no space left on the device; free some room, then "
-                "run the same command with --resume"
-            ) from None
-        raise
 
 
 def _silent(line: str) -> None:
     """What processes other than the first report."""
-
-
-def _prepare(recipe: Recipe, out: Path, work: Path, resume: bool, overwrite: bool) -> None:
-    if out.exists():
-        if not overwrite:
-            raise ConfigError(f"{out} exists; choose another --out or pass --overwrite")
-        if not (out / "recipe.yaml").is_file():
-            raise ConfigError(f"{out} is not a trained model, so --overwrite leaves it alone")
-    saved = work / "recipe.yaml"
-    if work.exists() and resume:
-        if not saved.is_file():
-            raise ConfigError(f"{work} is not a run that can be resumed; remove it")
-        if saved.read_text(encoding="utf-8") != recipe.to_yaml():
-            raise ConfigError(
-                f"the recipe differs from the one that {work} was started with; resume with the "
-                "same recipe and --set, or remove the folder"
-            )
-        return
-    if work.exists():
-        if not overwrite:
-            raise ConfigError(
-                f"an unfinished run is in {work}; go on with --resume or start over with "
-                "--overwrite"
-            )
-        shutil.rmtree(work)
-    try:
-        work.mkdir(parents=True)
-        saved.write_text(recipe.to_yaml(), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot create {work}: {error.strerror}") from None
 
 
 def _stage_start(
@@ -305,17 +265,15 @@ def _save_stage(
     """Write the stage's weights and losses, then make them visible under ``done`` at once."""
     weights = trainer.whole_weights()
     if trainer.args.should_save:  # the first process alone
-        partial = folder / "done.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        model.save_pretrained(partial, state_dict=weights)
-        processor.save_pretrained(partial)
-        lines = [
-            json.dumps({"stage": stage.name, **entry})
-            for entry in trainer.state.log_history
-            if "loss" in entry
-        ]
-        (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        partial.rename(folder / "done")
+        with replacing(folder / "done") as partial:
+            model.save_pretrained(partial, state_dict=weights)
+            processor.save_pretrained(partial)
+            lines = [
+                json.dumps({"stage": stage.name, **entry})
+                for entry in trainer.state.log_history
+                if "loss" in entry
+            ]
+            (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint, ignore_errors=True)
 
@@ -339,7 +297,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def _finish(recipe: Recipe, work: Path, out: Path, overwrite: bool) -> Path:
+def _finish(recipe: Recipe, work: Path, out: Path, overwrite: bool) -> None:
     stages = [work / f"{n:02d}-{s.name}" / "done" for n, s in enumerate(recipe.stages, start=1)]
     losses = [stage.parent / "metrics.jsonl" for stage in stages]
     metrics = "".join(path.read_text(encoding="utf-8") for path in losses)
@@ -350,16 +308,4 @@ def _finish(recipe: Recipe, work: Path, out: Path, overwrite: bool) -> Path:
         curves = stage.parent / "tensorboard"
         if curves.is_dir():
             shutil.copytree(curves, final / "tensorboard" / stage.parent.name, dirs_exist_ok=True)
-    if overwrite and out.exists():
-        shutil.rmtree(out)
-    final.rename(out)
-    shutil.rmtree(work, ignore_errors=True)
-    return out
-
-
-def saved_recipe(folder: Path) -> Recipe:
-    """The recipe a trained model was made with."""
-    import yaml
-
-    path = folder / "recipe.yaml"
-    return parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")), where=str(path))
+    finish(final, work, out, overwrite)

@@ -8,8 +8,6 @@ not know ALIGN stops instead of putting an untrained connector in (docs/adr/0007
 
 from __future__ import annotations
 
-from typing import Any
-
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -18,58 +16,9 @@ from transformers import (
 )
 from transformers.models.auto import modeling_auto
 
-from .host_config import (
-    AlignVLMIdefics3Config,
-    AlignVLMLlavaConfig,
-    AlignVLMOvis2Config,
-    AlignVLMSmolVLMConfig,
-    ConvertedConfig,
-    text_rows,
-)
-from .host_connector import TransplantedConnector
-from .host_models import (
-    AlignVLMIdefics3ForConditionalGeneration,
-    AlignVLMIdefics3Model,
-    AlignVLMLlavaForConditionalGeneration,
-    AlignVLMLlavaModel,
-    AlignVLMOvis2ForConditionalGeneration,
-    AlignVLMOvis2Model,
-    AlignVLMSmolVLMForConditionalGeneration,
-    AlignVLMSmolVLMModel,
-    ConvertedCore,
-    ConvertedHead,
-    without_visual_head,
-)
+from .host_models import CONVERTED
 
-CONVERTED: tuple[tuple[Any, Any, Any], ...] = (
-    (AlignVLMLlavaConfig, AlignVLMLlavaModel, AlignVLMLlavaForConditionalGeneration),
-    (AlignVLMIdefics3Config, AlignVLMIdefics3Model, AlignVLMIdefics3ForConditionalGeneration),
-    (AlignVLMSmolVLMConfig, AlignVLMSmolVLMModel, AlignVLMSmolVLMForConditionalGeneration),
-    (AlignVLMOvis2Config, AlignVLMOvis2Model, AlignVLMOvis2ForConditionalGeneration),
-)
-"""Config, model and model with head of each converted host."""
-
-__all__ = [
-    "CONVERTED",
-    "AlignVLMIdefics3Config",
-    "AlignVLMIdefics3ForConditionalGeneration",
-    "AlignVLMIdefics3Model",
-    "AlignVLMLlavaConfig",
-    "AlignVLMLlavaForConditionalGeneration",
-    "AlignVLMLlavaModel",
-    "AlignVLMOvis2Config",
-    "AlignVLMOvis2ForConditionalGeneration",
-    "AlignVLMOvis2Model",
-    "AlignVLMSmolVLMConfig",
-    "AlignVLMSmolVLMForConditionalGeneration",
-    "AlignVLMSmolVLMModel",
-    "ConvertedConfig",
-    "ConvertedCore",
-    "ConvertedHead",
-    "TransplantedConnector",
-    "text_rows",
-    "without_visual_head",
-]
+__all__ = ["CONVERTED"]
 
 for _config, _core, _head in CONVERTED:
     AutoConfig.register(_config.model_type, _config, exist_ok=True)

@@ -19,8 +19,12 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
 from ..connectors.configs import AlignConfig, connector_config
 from ..errors import ConfigError, WeightsError
+from ..files import replacing
 from ..weights.resolve import resolve
-from . import CONVERTED, ConvertedConfig, TransplantedConnector, text_rows, without_visual_head
+from . import CONVERTED
+from .host_config import text_rows
+from .host_connector import TransplantedConnector
+from .host_models import without_visual_head
 
 HOSTS = {
     config.model_type.removeprefix("alignvlm_"): (config, head) for config, _, head in CONVERTED
@@ -100,7 +104,7 @@ def convert(
         connector: config of ALIGN, its dict, or ``"align"``. ``gamma`` above 1 lets P_vocab
             sharpen sooner.
         vocab_size: rows of the embedding table that P_vocab covers, from the first. Default: the
-            text vocabulary, see :func:`alignvlm.transplant.text_rows`.
+            text vocabulary, see :func:`.host_config.text_rows`.
 
     Raises:
         ConfigError: unsupported host, already converted, or a connector that does not fit.
@@ -280,17 +284,12 @@ def convert_folder(
 def _write(model: Any, host: Path, out: Path) -> None:
     """Model, and the host's processor and tokenizer files, beside ``out``; then all at once."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with replacing(out) as partial:
         model.save_pretrained(partial)
         for file in sorted(host.iterdir()):
             other = file.suffix in OTHER_FILES and not file.name.endswith(".index.json")
             if other and file.is_file() and not (partial / file.name).exists():
                 shutil.copy(file, partial / file.name)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _read(loader: Any, folder: Path, **keys: Any) -> Any:
@@ -305,15 +304,3 @@ def _tokenizer_rows(folder: Path, config: Any) -> int | None:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         return None
     return min(_read(AutoTokenizer, folder).vocab_size, text_rows(config))
-
-
-__all__ = [
-    "HOSTS",
-    "Conversion",
-    "ConvertedConfig",
-    "check_host",
-    "convert",
-    "convert_folder",
-    "describe",
-    "tokens_per_tile",
-]

@@ -54,33 +54,19 @@ def text_rows(config: Any) -> int:
     return min(first, rows) if 2 * first >= rows else rows
 
 
-class AlignVLMLlavaConfig(ConvertedConfig, LlavaConfig):
-    """LLaVA's config and :class:`ConvertedConfig`'s keys."""
+def _converted(host: Any) -> Any:
+    """The host's config class with :class:`ConvertedConfig`'s keys."""
 
-    model_type = "alignvlm_llava"
-    connector_config: dict | None = None
-    connector_vocab_size: int | None = None
+    class Converted(ConvertedConfig, host):
+        model_type = f"alignvlm_{host.model_type}"
+        connector_config: dict | None = None
+        connector_vocab_size: int | None = None
 
-
-class AlignVLMIdefics3Config(ConvertedConfig, Idefics3Config):
-    """Idefics3's config and :class:`ConvertedConfig`'s keys."""
-
-    model_type = "alignvlm_idefics3"
-    connector_config: dict | None = None
-    connector_vocab_size: int | None = None
+    Converted.__name__ = Converted.__qualname__ = f"AlignVLM{host.__name__}"
+    return Converted
 
 
-class AlignVLMSmolVLMConfig(ConvertedConfig, SmolVLMConfig):
-    """SmolVLM's config and :class:`ConvertedConfig`'s keys."""
-
-    model_type = "alignvlm_smolvlm"
-    connector_config: dict | None = None
-    connector_vocab_size: int | None = None
-
-
-class AlignVLMOvis2Config(ConvertedConfig, Ovis2Config):
-    """Ovis2's config and :class:`ConvertedConfig`'s keys."""
-
-    model_type = "alignvlm_ovis2"
-    connector_config: dict | None = None
-    connector_vocab_size: int | None = None
+AlignVLMLlavaConfig = _converted(LlavaConfig)
+AlignVLMIdefics3Config = _converted(Idefics3Config)
+AlignVLMSmolVLMConfig = _converted(SmolVLMConfig)
+AlignVLMOvis2Config = _converted(Ovis2Config)

@@ -36,10 +36,21 @@ class _Initialises:
 
 
 class ConvertedCore(_Initialises):
-    """What the converted models without a head share."""
+    """The host's model without a head; ALIGN, after a pixel shuffle, in place of its connector."""
 
-    connector_name: str
+    connector_name = "connector"
     """Where the connector is: the attribute's name in the host."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)  # type: ignore[call-arg]
+        connector = self.make_connector(config)
+        setattr(self, self.connector_name, connector)
+        self.post_init()  # type: ignore[attr-defined]
+
+    def make_connector(self, config: Any) -> TransplantedConnector:
+        """ALIGN for the host's features; what it replaces is still there."""
+        width = config.vision_config.hidden_size
+        return TransplantedConnector(config, width, config.scale_factor)
 
     @torch.no_grad()
     def connector_features(self, **images: Any) -> Tensor:
@@ -72,126 +83,54 @@ class ConvertedCore(_Initialises):
 
 
 class ConvertedHead(_Initialises):
-    """What the converted models with a language-model head share."""
+    """The host's model with its language-model head, around a :class:`ConvertedCore`."""
+
+    core_class: Any
+    """The class of ``model``."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)  # type: ignore[call-arg]
+        self.model = self.core_class(config)
+        self.post_init()  # type: ignore[attr-defined]
 
     def top_tokens(self, k: int = 5, **images: Any) -> tuple[Tensor, Tensor]:
         """See :meth:`ConvertedCore.top_tokens`."""
-        return self.model.top_tokens(k, **images)  # type: ignore[attr-defined]
+        return self.model.top_tokens(k, **images)
 
 
-class AlignVLMLlavaModel(ConvertedCore, LlavaModel):
-    """LLaVA without a head; ALIGN is its ``multi_modal_projector``."""
-
-    config: AlignVLMLlavaConfig
-    config_class = AlignVLMLlavaConfig
+class _LlavaCore(ConvertedCore):
     connector_name = "multi_modal_projector"
 
-    def __init__(self, config: AlignVLMLlavaConfig) -> None:
-        super().__init__(config)
-        width = self.multi_modal_projector.linear_1.in_features
-        self.multi_modal_projector = TransplantedConnector(config, width)
-        self.post_init()
-
-    get_image_features = lends_table(LlavaModel.get_image_features)
+    def make_connector(self, config: Any) -> TransplantedConnector:
+        projector: Any = self.multi_modal_projector  # type: ignore[attr-defined]
+        return TransplantedConnector(config, projector.linear_1.in_features)
 
 
-class AlignVLMLlavaForConditionalGeneration(ConvertedHead, LlavaForConditionalGeneration):
-    """LLaVA with ALIGN."""
-
-    config: AlignVLMLlavaConfig
-    config_class = AlignVLMLlavaConfig
-
-    def __init__(self, config: AlignVLMLlavaConfig) -> None:
-        super().__init__(config)
-        self.model = AlignVLMLlavaModel(config)
-        self.post_init()
-
-
-class AlignVLMIdefics3Model(ConvertedCore, Idefics3Model):
-    """Idefics3 without a head; ALIGN, after the pixel shuffle, is its ``connector``."""
-
-    config: AlignVLMIdefics3Config
-    config_class = AlignVLMIdefics3Config
-    connector_name = "connector"
-
-    def __init__(self, config: AlignVLMIdefics3Config) -> None:
-        super().__init__(config)
-        width = config.vision_config.hidden_size  # type: ignore[union-attr]
-        self.connector = TransplantedConnector(config, width, config.scale_factor)
-        self.post_init()
-
-    get_image_features = lends_table(Idefics3Model.get_image_features)
-
-
-class AlignVLMIdefics3ForConditionalGeneration(ConvertedHead, Idefics3ForConditionalGeneration):
-    """Idefics3 with ALIGN."""
-
-    config: AlignVLMIdefics3Config
-    config_class = AlignVLMIdefics3Config
-
-    def __init__(self, config: AlignVLMIdefics3Config) -> None:
-        super().__init__(config)
-        self.model = AlignVLMIdefics3Model(config)
-        self.post_init()
-
-
-class AlignVLMSmolVLMModel(ConvertedCore, SmolVLMModel):
-    """SmolVLM without a head; ALIGN, after the pixel shuffle, is its ``connector``."""
-
-    config: AlignVLMSmolVLMConfig
-    config_class = AlignVLMSmolVLMConfig
-    connector_name = "connector"
-
-    def __init__(self, config: AlignVLMSmolVLMConfig) -> None:
-        super().__init__(config)
-        width = config.vision_config.hidden_size  # type: ignore[union-attr]
-        self.connector = TransplantedConnector(config, width, config.scale_factor)
-        self.post_init()
-
-    get_image_features = lends_table(SmolVLMModel.get_image_features)
-
-
-class AlignVLMSmolVLMForConditionalGeneration(ConvertedHead, SmolVLMForConditionalGeneration):
-    """SmolVLM with ALIGN."""
-
-    config: AlignVLMSmolVLMConfig
-    config_class = AlignVLMSmolVLMConfig
-
-    def __init__(self, config: AlignVLMSmolVLMConfig) -> None:
-        super().__init__(config)
-        self.model = AlignVLMSmolVLMModel(config)
-        self.post_init()
-
-
-class AlignVLMOvis2Model(ConvertedCore, Ovis2Model):
-    """Ovis2 without a head; ALIGN takes over from the visual head and the visual table.
+class _Ovis2Core(ConvertedCore):
+    """ALIGN takes over from Ovis2's visual head and visual table.
 
     Of the visual table the rows that are not vocabulary remain: ``visual_indicators``, the
     embeddings of the tokens that mark an image's beginning, end and rows.
     """
 
-    config: AlignVLMOvis2Config
-    config_class = AlignVLMOvis2Config
-    connector_name = "connector"
-
-    def __init__(self, config: AlignVLMOvis2Config) -> None:
-        super().__init__(config)
-        width = self.vision_tower.head_linear.in_features
-        without_visual_head(self.vision_tower)
-        table = self.visual_embeddings_table
-        del self.visual_embeddings_table
-        indicators = self.vision_tower.num_visual_indicator_tokens
-        self.visual_indicators = nn.Embedding(indicators, table.embedding_dim)
-        self.connector = TransplantedConnector(config, width)
-        self.post_init()
+    def make_connector(self, config: Any) -> TransplantedConnector:
+        host: Any = self
+        width = host.vision_tower.head_linear.in_features
+        without_visual_head(host.vision_tower)
+        table = host.visual_embeddings_table
+        del host.visual_embeddings_table
+        indicators = host.vision_tower.num_visual_indicator_tokens
+        host.visual_indicators = nn.Embedding(indicators, table.embedding_dim)
+        return TransplantedConnector(config, width)
 
     @functools.wraps(Ovis2Model.get_image_features)
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> Any:
+        host: Any = self
         as_tuple = not kwargs.pop("return_dict", True)
-        outputs = self.vision_tower(pixel_values, return_dict=True, **kwargs)
-        with lent(self.get_input_embeddings()):
-            outputs.pooler_output = self.connector(outputs.last_hidden_state)
-        outputs.visual_indicator_features = self.visual_indicators.weight
+        outputs = host.vision_tower(pixel_values, return_dict=True, **kwargs)
+        with lent(host.get_input_embeddings()):
+            outputs.pooler_output = host.connector(outputs.last_hidden_state)
+        outputs.visual_indicator_features = host.visual_indicators.weight
         return outputs.to_tuple() if as_tuple else outputs
 
 
@@ -204,13 +143,31 @@ def without_visual_head(tower: nn.Module) -> None:
     tower.head_norm = nn.Identity()
 
 
-class AlignVLMOvis2ForConditionalGeneration(ConvertedHead, Ovis2ForConditionalGeneration):
-    """Ovis2 with ALIGN."""
+CONVERTED: list[tuple[Any, Any, Any]] = []
+"""Config, model and model with head of each converted host."""
 
-    config: AlignVLMOvis2Config
-    config_class = AlignVLMOvis2Config
 
-    def __init__(self, config: AlignVLMOvis2Config) -> None:
-        super().__init__(config)
-        self.model = AlignVLMOvis2Model(config)
-        self.post_init()
+def _converted(config: Any, core: Any, head: Any, added: Any = ConvertedCore) -> tuple[Any, Any]:
+    """The host's two classes with ``added`` and :class:`ConvertedHead` before them."""
+    body = {"config_class": config, "__module__": __name__}
+    core_class: Any = type(f"AlignVLM{core.__name__}", (added, core), body)
+    if added is not _Ovis2Core:
+        core_class.get_image_features = lends_table(core.get_image_features)
+    body["core_class"] = core_class
+    head_class = type(f"AlignVLM{head.__name__}", (ConvertedHead, head), body)
+    CONVERTED.append((config, core_class, head_class))
+    return core_class, head_class
+
+
+AlignVLMLlavaModel, AlignVLMLlavaForConditionalGeneration = _converted(
+    AlignVLMLlavaConfig, LlavaModel, LlavaForConditionalGeneration, _LlavaCore
+)
+AlignVLMIdefics3Model, AlignVLMIdefics3ForConditionalGeneration = _converted(
+    AlignVLMIdefics3Config, Idefics3Model, Idefics3ForConditionalGeneration
+)
+AlignVLMSmolVLMModel, AlignVLMSmolVLMForConditionalGeneration = _converted(
+    AlignVLMSmolVLMConfig, SmolVLMModel, SmolVLMForConditionalGeneration
+)
+AlignVLMOvis2Model, AlignVLMOvis2ForConditionalGeneration = _converted(
+    AlignVLMOvis2Config, Ovis2Model, Ovis2ForConditionalGeneration, _Ovis2Core
+)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from ..connectors import AlignConnector
 from ..errors import ConfigError
+from ..files import replacing
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor
 from .usage import feature_blocks, most_used, prunable, spelling_ids, vocabulary_mass
@@ -329,14 +329,9 @@ def save_pruned(
     if out.exists():
         raise ConfigError(f"{out} exists already; choose another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with replacing(out) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
         data = {**(origin or {}), **report.to_dict()}
         text = json.dumps(data, ensure_ascii=False, indent=1)
         (partial / "pruning.json").write_text(text + "\n", encoding="utf-8")
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

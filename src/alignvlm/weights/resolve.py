@@ -129,16 +129,6 @@ def resolve(
     return _from_hub(name, offline=offline, progress=progress)
 
 
-def pull(
-    reference: str | os.PathLike[str], *, offline: bool = False, progress: bool = True
-) -> Path:
-    """Fetch ``reference`` now, so that later runs need no network; return its folder.
-
-    Raises :class:`WeightsError` as :func:`resolve` does.
-    """
-    return resolve(reference, offline=offline, progress=progress)
-
-
 def _looks_like_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count(os.sep) > 1 or Path(name).is_absolute()
 

@@ -10,14 +10,12 @@ often the run was interrupted.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -26,7 +24,7 @@ from tqdm import tqdm
 from ...documents.opening import spell_pages
 from ...documents.words import Word
 from ...errors import DataError
-from ...files import file_sha256
+from ...files import file_sha256, replacing, write_text
 from ..records import make_record, transcript
 from ..sources import TRANSCRIBE_QUESTION
 from .unread import Box, unread_ink
@@ -183,7 +181,7 @@ def harvest(
             bar.update()
     if not result.pages:
         raise DataError(_nothing(result))
-    with write_beside(result.records) as file:
+    with replacing(result.records) as partial, open(partial, "wb") as file:
         for part in parts:
             with open(part, "rb") as records:
                 records.readline()
@@ -208,8 +206,8 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists and is not the output of an earlier run; choose another")
-    with write_beside(note) as file:
-        file.write(json.dumps(settings, indent=1).encode())
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(note, json.dumps(settings, indent=1))
 
 
 def _digest(name: str, path: Path) -> str:
@@ -265,8 +263,8 @@ def _make_part(
         "skipped": skipped,
         "dropped": dropped,
     }
-    with write_beside(part) as file:
-        file.write("".join(f"{line}\n" for line in (json.dumps(head), *lines)).encode())
+    part.parent.mkdir(parents=True, exist_ok=True)
+    write_text(part, "".join(f"{line}\n" for line in (json.dumps(head), *lines)))
 
 
 def _line(record_id: str, image: str, words: list[Word], unread: list[Box], source: str) -> str:
@@ -306,22 +304,9 @@ def save_page(image: Image.Image, path: Path, photo: bool) -> None:
     pixels = np.asarray(image)
     if (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all():
         image = image.getchannel(0)
-    with write_beside(path) as file:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
         if photo:
             image.save(file, format="JPEG", quality=JPEG_QUALITY)
         else:
             image.save(file, format="PNG")
-
-
-@contextmanager
-def write_beside(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that gets its name only once it is whole; folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            yield file
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

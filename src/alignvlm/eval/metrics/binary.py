@@ -1,11 +1,11 @@
-"""Yes-or-no answers: TabFact accuracy and the POPE scores."""
+"""Yes-or-no answers: TabFact accuracy."""
 
 from __future__ import annotations
 
 import re
 
 from ...errors import DataError
-from .metric import Answers, Verdict, alternatives, ratio
+from .metric import Answers, alternatives
 
 YES = frozenset(("yes", "true", "supported", "entailed", "correct", "1"))
 NO = frozenset(("no", "false", "refuted", "unsupported", "incorrect", "0"))
@@ -39,41 +39,7 @@ def tabfact_accuracy(prediction: str, answers: Answers) -> float:
     Raises:
         DataError: the reference answer is not a yes or a no.
     """
-    label = _label(answers, "tabfact_accuracy")
-    return float(read_yes_no(prediction) is label)
-
-
-def read_pope(text: str) -> bool:
-    """Read an answer as POPE does: no if its first sentence has "No", "no" or "not", else yes.
-
-    Li et al. 2023, AoiDragon/POPE ``evaluate.py``. Anything else, also an empty answer, is a yes:
-    look at the yes ratio. "NO", "No!" and "no" before a line break are a yes there too.
-    """
-    words = text.split(".")[0].replace(",", "").split(" ")
-    return not {"No", "no", "not"} & set(words)
-
-
-def pope_verdict(prediction: str, answers: Answers) -> Verdict:
-    """Count one POPE answer as ``tp``, ``fp``, ``tn`` or ``fn``; "yes" is the positive class.
-
-    Raises:
-        DataError: the reference answer is not a yes or a no.
-    """
-    label, found = _label(answers, "pope"), read_pope(prediction)
-    return {
-        "tp": float(label and found),
-        "fp": float(not label and found),
-        "tn": float(not label and not found),
-        "fn": float(label and not found),
-    }
-
-
-pope_accuracy = ratio(["tp", "tn"], ["tp", "fp", "tn", "fn"])
-pope_yes_ratio = ratio(["tp", "fp"], ["tp", "fp", "tn", "fn"])
-
-
-def _label(answers: Answers, metric: str) -> bool:
-    label = read_yes_no(alternatives(answers, metric)[0])
+    label = read_yes_no(alternatives(answers, "tabfact_accuracy")[0])
     if label is None:
-        raise DataError(f"{metric}: the reference answer {answers[0]!r:.40} is not a yes or a no")
-    return label
+        raise DataError(f"tabfact_accuracy: the answer {answers[0]!r:.40} is not a yes or a no")
+    return float(read_yes_no(prediction) is label)

@@ -20,16 +20,11 @@ Answers = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Metric:
-    """A per-sample function with its aggregation.
-
-    ``corpus`` is for the one metric whose per-sample scores need all references at once (CIDEr):
-    :meth:`verdicts` calls it, and ``verdict`` then raises. Everything else needs only ``verdict``.
-    """
+    """A per-sample function with its aggregation."""
 
     name: str
     verdict: Callable[[str, Answers], Verdict]
     aggregate: Callable[[Sequence[Verdict]], float]
-    corpus: Callable[[Sequence[str], Sequence[Answers]], list[Verdict]] | None = None
 
     def verdicts(self, predictions: Sequence[str], answers: Sequence[Answers]) -> list[Verdict]:
         """Return one verdict a sample.
@@ -41,8 +36,6 @@ class Metric:
             raise DataError(
                 f"{self.name}: {len(predictions)} predictions for {len(answers)} samples"
             )
-        if self.corpus is not None:
-            return self.corpus(predictions, answers)
         return [self.verdict(p, a) for p, a in zip(predictions, answers, strict=True)]
 
 
@@ -84,10 +77,6 @@ def ratio(
         return sum(total(verdicts, key) for key in numerator) / below if below else 0.0
 
     return aggregate
-
-
-precision = ratio(["tp"], ["tp", "fp"])
-recall = ratio(["tp"], ["tp", "fn"])
 
 
 def micro_f1(verdicts: Sequence[Verdict]) -> float:

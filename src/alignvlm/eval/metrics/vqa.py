@@ -1,4 +1,4 @@
-"""VQA accuracy: agreement with ten people, after the normalisations of VQA v2 and TextVQA."""
+"""TextVQA accuracy: agreement with ten people, after normalisation."""
 
 from __future__ import annotations
 
@@ -41,43 +41,23 @@ CONTRACTIONS = dict(
 """Contraction without one of its apostrophes -> with all of them."""
 
 
-def vqa_accuracy(prediction: str, answers: Answers) -> float:
+def textvqa_accuracy(prediction: str, answers: Answers) -> float:
     """Mean over people of min(1, n / 3), n the *other* people who gave the prediction (0..1).
 
-    VQA v2 (Goyal et al. 2017), as GT-Vision-Lab/VQA ``vqaEval.py`` computes it: texts are
-    normalised (punctuation, number words, articles, contractions) only where people disagree, and
-    an unanimous answer must be met literally.
+    TextVQA (Singh et al. 2019), normalised as mmf's ``EvalAIAnswerProcessor`` does it: as VQA v2,
+    but in lower case from the start, without commas and question marks, and ``'s`` split off.
 
     Args:
         prediction: the model's answer.
-        answers: one answer a person, ten in VQA v2, repetitions included.
+        answers: one answer a person, repetitions included.
 
     Raises:
         DataError: ``answers`` is empty.
     """
-    found, given = _trim(prediction), [_trim(a) for a in alternatives(answers, "vqa_accuracy")]
-    if len(set(given)) > 1:
-        found, given = vqa_normalize(found), [vqa_normalize(answer) for answer in given]
-    return _leave_one_out(found, given)
-
-
-def textvqa_accuracy(prediction: str, answers: Answers) -> float:
-    """VQA accuracy with the normalisation of TextVQA (Singh et al. 2019).
-
-    As mmf's ``EvalAIAnswerProcessor``: always normalised, in lower case from the start, without
-    commas and question marks, and ``'s`` split off.
-
-    Raises:
-        DataError: ``answers`` is empty.
-    """
+    found = textvqa_normalize(prediction)
     given = [textvqa_normalize(a) for a in alternatives(answers, "textvqa_accuracy")]
-    return _leave_one_out(textvqa_normalize(prediction), given)
-
-
-def _leave_one_out(prediction: str, answers: list[str]) -> float:
-    same = answers.count(prediction)
-    others = [same - (answer == prediction) for answer in answers]
-    return sum(min(1.0, n / 3) for n in others) / len(answers)
+    others = [given.count(found) - (answer == found) for answer in given]
+    return sum(min(1.0, n / 3) for n in others) / len(given)
 
 
 def vqa_normalize(text: str) -> str:
