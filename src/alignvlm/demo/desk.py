@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import StoppingCriteria, TextIteratorStreamer
 
 from ..vocabulary.usage import pruned_to
 from ..inference.ask import Answer, ask
@@ -91,7 +91,6 @@ class Desk:
 
         def work() -> None:
             try:
-                stop = StoppingCriteriaList([_StopWhen(document.stop)])
                 with self.turn, self._changed(document.page, views, sigma, halved):
                     answer = ask(
                         self.model,
@@ -100,7 +99,7 @@ class Desk:
                         question,
                         max_new_tokens=MAX_NEW_TOKENS,
                         streamer=streamer,
-                        stopping_criteria=stop,
+                        stopping=[_StopWhen(document.stop)],
                     )
                 outcome.append(answer)
             except BaseException as error:  # raised again below, in the thread that waits
