@@ -15,10 +15,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ..inference.ask import Answer, load_model
-from ..documents.opening import load_pages
 from ..data.synthetic.render import RenderSpec, render_page
+from ..documents.opening import load_pages
 from ..errors import AlignVLMError, DataError
+from ..inference.ask import Answer, load_model
 from .desk import Desk, OpenDocument
 from .overlay import PageView, halvings
 
