@@ -21,6 +21,7 @@ from alignvlm.inference.answerers import LanguageModel, ModelAnswerer, Query, Te
 from alignvlm.inference.ask import ask
 from alignvlm.inference.generate import LoopGuard, loop_start
 from alignvlm.inference.noise import feature_noise, noise_like, sample_seed
+from alignvlm.inference.prompt import build_prompts, chat
 from alignvlm.vocabulary.usage import pruned_to, top_vocabulary
 
 
@@ -101,7 +102,7 @@ def test_a_prompt_longer_than_the_context_is_named(
     short, long = queries[0], Query("long", queries[1].pages, "1" * 300, 6)
     replies = answerer.answer([short, long])
     assert (replies[1].kept_visual_tokens == 0) == dropping
-    length = model.compact_prompt(**answerer._encode([long]))["input_ids"].shape[1]
+    (length,) = build_prompts(model, processor, [chat(long.prompt, long.pages)]).lengths
     monkeypatch.setattr(model.config.text_config, "max_position_embeddings", length + 6)
     assert answerer.answer([short, long]) == replies
     monkeypatch.setattr(model.config.text_config, "max_position_embeddings", length + 5)

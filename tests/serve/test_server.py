@@ -78,6 +78,20 @@ def test_answers_as_ask_does_blank_dropping_included(create, model, processor, i
     assert done.model == "tiny"
 
 
+def test_where_nothing_was_read_the_answer_is_empty(create, model, monkeypatch):
+    encode = model.model.encode
+    monkeypatch.setattr(model.model, "encode", lambda *a: encode(*a)._replace(pages=[[]]))
+    whole = create(max_completion_tokens=5)
+    assert (whole.choices[0].message.content or "") == ""
+    assert whole.choices[0].finish_reason == "stop"
+    assert whole.usage.completion_tokens == 0 < whole.usage.prompt_tokens
+    *chunks, last = create(stream=True, max_completion_tokens=5)
+    assert not any(chunk.choices[0].delta.content for chunk in chunks)
+    assert last.choices[0].finish_reason == "stop"
+    monkeypatch.undo()
+    assert create(max_completion_tokens=5).usage.completion_tokens > 0
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_streams_what_it_would_have_answered(create, seed):
     keys = {"temperature": 1.5, "seed": seed, "max_tokens": 40}

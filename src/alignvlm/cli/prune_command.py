@@ -74,15 +74,14 @@ def prune(
 
     found = Pages([*data, *(more or [])], dpi=dpi, pages=pages)
     asked = _questions(found, questions, max_questions)
-    import torch
-
     from ..compose.assemble import load_pretrained
     from ..inference.ask import ask
+    from ..inference.loading import default_device
     from ..vocabulary.pruning import prune_model, save_pruned
     from ..weights.resolve import resolve
 
     loaded, processor = load_pretrained(resolve(model), "auto")
-    loaded.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    loaded.eval().to(default_device())  # type: ignore[arg-type]
 
     def answer(images: list[Image.Image], question: str) -> str:
         said = ask(loaded, processor, images, question, max_new_tokens=max_new_tokens)

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import StoppingCriteria, TextIteratorStreamer
 
 from ..connectors import AlignConnector
 from ..inference.ask import Answer, ask
-from ..inference.noise import feature_noise
+from ..inference.noise import Noise
+from ..inference.prompt import together
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor
 from ..vocabulary.usage import pruned_to
@@ -91,16 +92,10 @@ class Desk:
 
         def work() -> None:
             try:
-                stop = StoppingCriteriaList([_StopWhen(document.stop)])
-                with self.turn, self._changed(document.page, views, sigma, halved):
-                    answer = ask(
-                        self.model,
-                        self.processor,
-                        [view.image for view in views],
-                        question,
-                        max_new_tokens=MAX_NEW_TOKENS,
-                        streamer=streamer,
-                        stopping_criteria=stop,
+                stop = _StopWhen(document.stop)
+                with self.turn:
+                    answer = self._ask(
+                        document.page, views, question, sigma, halved, streamer, stop
                     )
                 outcome.append(answer)
             except BaseException as error:  # raised again below, in the thread that waits
@@ -124,16 +119,33 @@ class Desk:
             raise outcome[0]
         yield outcome[0]
 
-    def _changed(
-        self, shown: PageView, views: list[PageView], sigma: float, halved: int
-    ) -> ExitStack:
-        """The model with the noise and the vocabulary that the sliders ask for."""
-        stack = ExitStack()
-        if self.kept(halved) != self.ids and self.ids:
-            ids = shown.most_used(self.model, self.processor, self.kept(halved))
-            stack.enter_context(pruned_to(self.model, ids))
-        if sigma:
-            images = [view.image for view in views]
-            tiles = len(self.processor.image_processor(images, return_tensors="pt")["pixel_values"])
-            stack.enter_context(feature_noise(self.model.model, sigma, [NOISE_SEED], [tiles]))
-        return stack
+    def _ask(
+        self,
+        shown: PageView,
+        views: list[PageView],
+        question: str,
+        sigma: float,
+        halved: int,
+        streamer: TextIteratorStreamer,
+        stop: StoppingCriteria,
+    ) -> Answer:
+        """The answer with the noise and the vocabulary that the sliders ask for; pages are encoded
+        again only where these change them."""
+        model, processor, keep = self.model, self.processor, self.kept(halved)
+        with ExitStack() as stack:
+            encoded = None
+            if keep != self.ids and self.ids:
+                stack.enter_context(pruned_to(model, shown.most_used(model, processor, keep)))
+            elif not sigma:
+                encoded = together([view.encoded(model, processor) for view in views])
+            return ask(
+                model,
+                processor,
+                [view.image for view in views],
+                question,
+                max_new_tokens=MAX_NEW_TOKENS,
+                encoded=encoded,
+                noise=Noise(sigma, [NOISE_SEED]) if sigma else None,
+                streamer=streamer,
+                stopping=[stop],
+            )

@@ -13,16 +13,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..inference.inspect import CellReading, PageReading, page_features, read_features
-from ..inference.noise import feature_noise
+from ..inference.inspect import CellReading, PageReading, read_page
+from ..inference.noise import Noise
+from ..inference.prompt import encode_pages
 from ..model.generation import AlignVLMForConditionalGeneration
+from ..model.outputs import Encoded
 from ..processing.processor import AlignVLMProcessor
-from ..vocabulary.usage import most_used, prunable, pruned_to, vocabulary_mass
+from ..vocabulary.usage import features_mass, most_used, prunable, pruned_to
 
 TOP_TOKENS = 5
 NOISE_SEED = 0
@@ -56,15 +57,25 @@ class PageView:
 
     def __init__(self, image: Image.Image) -> None:
         self.image = image
+        self._encoded: Encoded | None = None
         self._clean: Reading | None = None
         self._mass: Tensor | None = None
+
+    def encoded(
+        self, model: AlignVLMForConditionalGeneration, processor: AlignVLMProcessor
+    ) -> Encoded:
+        """The page through encoder and connector as they are, without noise; once."""
+        if self._encoded is None:
+            self._encoded = encode_pages(model, processor, [self.image])
+        return self._encoded
 
     def clean(
         self, model: AlignVLMForConditionalGeneration, processor: AlignVLMProcessor
     ) -> Reading:
         """The page by the whole vocabulary, without noise."""
         if self._clean is None:
-            self._clean = _read(model, processor, self.image)
+            prunable(model, 1)  # or nothing can be read
+            self._clean = _read(model, processor, self.image, self.encoded(model, processor))
         return self._clean
 
     def most_used(
@@ -75,11 +86,12 @@ class PageView:
         Raises:
             ConfigError: ``keep`` does not fit the vocabulary.
         """
+        align = prunable(model, keep)
         if self._mass is None:
-            self._mass, _ = vocabulary_mass(model, processor, [self.image])
+            features = self.encoded(model, processor).features
+            self._mass = features_mass(align, features.flatten(0, 2))
         blank = model.config.blank_token_id
-        always = [] if blank is None else [blank]
-        return most_used(prunable(model, keep), self._mass, keep, always)
+        return most_used(align, self._mass, keep, [] if blank is None else [blank])
 
 
 @dataclass(frozen=True)
@@ -154,23 +166,23 @@ def compare(
             stack.enter_context(pruned_to(model, ids))
             clean = _read(model, processor, view.image)
         if sigma:
-            rows, cols = model.config.feature_grid
-            tiles = whole.page.rows * whole.page.cols // (rows * cols)
-            stack.enter_context(feature_noise(model.model, sigma, [NOISE_SEED], [tiles]))
-            noisy = _read(model, processor, view.image)
+            noisy = _read(model, processor, view.image, noise=Noise(sigma, [NOISE_SEED]))
     return NoiseComparison(view.image, whole, clean, noisy, sigma, keep, size)
 
 
-@torch.no_grad()
 def _read(
-    model: AlignVLMForConditionalGeneration, processor: AlignVLMProcessor, image: Image.Image
+    model: AlignVLMForConditionalGeneration,
+    processor: AlignVLMProcessor,
+    image: Image.Image,
+    encoded: Encoded | None = None,
+    noise: Noise | None = None,
 ) -> Reading:
-    """The encoder runs once: what the page says, and what the language model is given."""
-    connector = prunable(model, 1)
-    encoded = page_features(model, processor, image)
-    page = read_features(model, processor, image.size, encoded, TOP_TOKENS)
-    output = connector(encoded.features, model.model.text_embedding())
-    return Reading(page, output.flatten(0, 1).float())
+    """What the page says, and what the language model is given, of one run of the encoder."""
+    if encoded is None:
+        encoded = encode_pages(model, processor, [image], noise=noise)
+    page = read_page(model, processor, image, TOP_TOKENS, encoded)
+    # a thumbnail's visual tokens follow the page's
+    return Reading(page, encoded.tokens[0][: len(page.cells)].float())
 
 
 def _changed(before: PageReading, after: PageReading) -> set[int]:

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..compose.assemble import load_pretrained
 from ..errors import ConfigError, DataError
 from ..inference.answerers import ModelAnswerer, Query
-from ..weights.resolve import resolve
+from ..inference.loading import default_device, load_model
 
 try:
     from vlmeval.vlm.base import BaseModel  # pyright: ignore[reportMissingImports]
@@ -26,7 +25,12 @@ except ModuleNotFoundError as error:
 
 DEFAULT_NEW_TOKENS = 128
 """For benchmarks that do not say how long an answer may be; none of VLMEvalKit's does."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "auto": None,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 def load_answerer(
@@ -40,7 +44,7 @@ def load_answerer(
     Args:
         pretrained: anything :func:`alignvlm.weights.resolve.resolve` takes.
         device: default: the process's own GPU if there is one.
-        dtype: a key of ``DTYPES``, or ``auto``: bfloat16 on a GPU that has it, else float32.
+        dtype: a key of ``DTYPES``; ``auto``: bfloat16 on a GPU that has it, else float32.
         repetition_guard: end an answer that goes round in circles.
 
     Raises:
@@ -48,15 +52,13 @@ def load_answerer(
         WeightsError: no such model.
     """
     if device is None:
-        local = os.environ.get("LOCAL_RANK", "0")
-        device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
-    if dtype == "auto":
-        half = device.startswith("cuda") and torch.cuda.is_bf16_supported()
-        dtype = "bfloat16" if half else "float32"
+        device = default_device().type
+        if device == "cuda":
+            device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     if dtype not in DTYPES:
-        raise ConfigError(f"dtype {dtype!r}: choose one of auto, {', '.join(DTYPES)}")
-    model, processor = load_pretrained(resolve(pretrained), DTYPES[dtype])
-    return ModelAnswerer(model.eval().to(device), processor, repetition_guard=repetition_guard)
+        raise ConfigError(f"dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+    model, processor = load_model(pretrained, dtype=DTYPES[dtype], device=device)
+    return ModelAnswerer(model, processor, repetition_guard=repetition_guard)
 
 
 def read_message(message: list[dict[str, Any]], where: str) -> tuple[list[Image.Image], str]:

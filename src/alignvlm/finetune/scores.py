@@ -21,6 +21,7 @@ from ..eval.metrics.metric import Answers, mean_score, ratio, total
 from ..eval.reading_accuracy import reading_accuracy
 from ..files import write_text
 from ..inference.generate import generate
+from ..inference.prompt import build_prompts
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor
 from .own_data import Data, document_of_page, document_of_question
@@ -253,18 +254,8 @@ def _example(
     """What is answered to a record's first question, beside what should be."""
     messages = encode.chat_messages(record)
     first = next(i for i, message in enumerate(messages) if message["role"] == "assistant")
-    batch = processor.apply_chat_template(
-        [messages[:first]],
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        add_generation_prompt=True,
-    ).to(model.device)
-    prompt = dict(batch)
-    with torch.inference_mode():
-        if "pixel_values" in batch:
-            prompt = model.compact_prompt(**batch)
-        said = generate(model, processor.tokenizer, prompt, [max_new_tokens])[0].text
+    prompt = build_prompts(model, processor, [messages[:first]])
+    said = generate(model, processor.tokenizer, prompt, [max_new_tokens])[0].text
     expected = "".join(part.get("text", "") for part in messages[first]["content"])
     return Example(record.id, record.question, expected, said)
 

@@ -15,14 +15,16 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..compose.assemble import load_pretrained, load_tokenizer
-from ..errors import ConfigError, DataError, WeightsError
+from ..errors import ConfigError, WeightsError
 from ..files import file_sha256
 from ..model.config import AlignVLMConfig
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor, chat_template_for, reserved_image_token
 from ..weights.resolve import resolve
 from .generate import Generated, generate, generation_settings
-from .noise import feature_noise, sample_seed
+from .loading import default_device, default_dtype
+from .noise import Noise, sample_seed
+from .prompt import Prompt, build_prompts, chat
 
 
 @dataclass(frozen=True)
@@ -160,65 +162,20 @@ class ModelAnswerer:
         Raises:
             DataError: with ``check_context``, prompt and answer are too long; names the query.
         """
-        image = self.processor.image_token_id
-        batch = self._encode(queries)
-        if self.model.config.blank_threshold is None:  # known before the pages are encoded
-            self._check_context(queries, batch["attention_mask"])
-        with torch.inference_mode(), self._noise(queries, batch):
-            prompt = dict(batch)
-            if "pixel_values" in batch:
-                prompt = self.model.compact_prompt(**batch)
-                self._check_context(queries, prompt["attention_mask"])
-            said = generate(
-                self.model,
-                self.processor.tokenizer,
-                prompt,
-                [query.max_new_tokens for query in queries],
-                guard=self.repetition_guard,
-            )
-        seen = (batch["input_ids"] == image).sum(-1).tolist()
-        # the padding of a shortened prompt may point at placeholders
-        kept = ((prompt["input_ids"] == image) & prompt["attention_mask"].bool()).sum(-1).tolist()
-        return [
-            Reply(one.text, seen[row], kept[row], one.new_tokens) for row, one in enumerate(said)
-        ]
-
-    def _check_context(self, queries: list[Query], mask: torch.Tensor) -> None:
-        limit = getattr(self.model.config.text_config, "max_position_embeddings", None)
-        if not self.check_context or limit is None:
-            return
-        for query, length in zip(queries, mask.sum(-1).tolist(), strict=True):
-            if length + query.max_new_tokens > limit:
-                raise DataError(
-                    f"{query.id}: the prompt has {length} tokens and the answer up to "
-                    f"{query.max_new_tokens}, but the language model reads {limit}; ask about "
-                    "fewer pages together"
-                )
-
-    def _encode(self, queries: list[Query]) -> Any:
-        chats = []
-        for query in queries:
-            content: list[dict[str, Any]] = [{"type": "image", "image": p} for p in query.pages]
-            content.append({"type": "text", "text": query.prompt})
-            chats.append([{"role": "user", "content": content}])
-        batch = self.processor.apply_chat_template(
-            chats,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            add_generation_prompt=True,
-            processor_kwargs={"padding": True},
+        limits = [query.max_new_tokens for query in queries]
+        noise = Noise(self.noise, [sample_seed(self.seed, query.id) for query in queries])
+        prompt = build_prompts(
+            self.model,
+            self.processor,
+            [chat(query.prompt, query.pages) for query in queries],
+            max_new_tokens=limits if self.check_context else None,
+            names=[query.id for query in queries],
+            noise=noise if self.noise else None,
         )
-        return batch.to(self.model.device)
-
-    def _noise(self, queries: list[Query], batch: Any) -> Any:
-        pages = iter(batch["image_grids"].tolist() if "image_grids" in batch else [])
-        tiles = []
-        for query in queries:
-            grids = [next(pages) for _ in query.pages]
-            tiles.append(sum(rows * cols + thumbnail for rows, cols, thumbnail in grids))
-        seeds = [sample_seed(self.seed, query.id) for query in queries]
-        return feature_noise(self.model.model, self.noise, seeds, tiles)
+        tokenizer = self.processor.tokenizer
+        said = generate(self.model, tokenizer, prompt, limits, guard=self.repetition_guard)
+        counts = zip(said, prompt.visual_tokens, prompt.kept_visual_tokens, strict=True)
+        return [Reply(one.text, seen, kept, one.new_tokens) for one, seen, kept in counts]
 
 
 def _tiling(processor: AlignVLMProcessor) -> dict[str, Any]:
@@ -269,18 +226,16 @@ class LanguageModel:
             WeightsError: no such model, or files that cannot be read.
         """
         folder = resolve(reference)
-        on_gpu = torch.cuda.is_available()
-        if dtype is None:
-            dtype = torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported() else torch.float32
+        device = default_device()
+        dtype = dtype or default_dtype(device)
         try:
             config = AutoConfig.from_pretrained(folder)
         except Exception as error:  # the loaders raise many kinds for a damaged folder
             raise WeightsError(f"{folder}: config.json cannot be read: {error}") from None
         weights = Weights.of(reference)
-        device = "cuda" if on_gpu else "cpu"
         if isinstance(config, AlignVLMConfig):
             model, processor = load_pretrained(folder, dtype)
-            return cls.of(model.to(device), processor, weights)
+            return cls.of(model.to(device), processor, weights)  # type: ignore[arg-type]
         tokenizer = load_tokenizer(folder)
         try:
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
@@ -318,7 +273,8 @@ class LanguageModel:
             padding=True,
             add_generation_prompt=True,
         )
-        prompt = {key: batch[key].to(self.model.device) for key in ("input_ids", "attention_mask")}
+        batch = batch.to(self.model.device)
+        prompt = Prompt.of_text(batch["input_ids"], batch["attention_mask"])
         return generate(self.model, self.tokenizer, prompt, max_new_tokens, guard=guard)
 
 

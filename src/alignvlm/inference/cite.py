@@ -88,7 +88,7 @@ def read_pages(
 
     Args:
         k: how many tokens of each visual token may spell a word.
-        encoded: the pages as :func:`alignvlm.inference.ask.encode_pages` gave them, if they were
+        encoded: the pages as :func:`alignvlm.inference.prompt.encode_pages` gave them, if they were
             encoded before.
 
     Raises:

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from ..errors import ConfigError
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor
-from .ask import Prompt, build_prompt, compact
+from .prompt import Prompt, build_prompts, chat, fill_texts
 
 FORMATS = ("safetensors", "pt")
 
@@ -43,7 +43,6 @@ class PromptEmbeds:
     kept_visual_tokens: int
 
 
-@torch.inference_mode()
 def embed_pages(
     model: AlignVLMForConditionalGeneration,
     processor: AlignVLMProcessor,
@@ -56,8 +55,9 @@ def embed_pages(
         DataError: a page cannot be used, or they do not fit the language model's context.
     """
     text = "\n".join([processor.image_token] * len(pages))
-    batch = processor(images=pages, text=[text], return_tensors="pt", add_special_tokens=False)
-    return _embeds(compact(model, processor, batch.to(model.device)))
+    return _embeds(
+        fill_texts(model, processor, [text], [pages], max_new_tokens=[0], special_tokens=False)
+    )
 
 
 def embed_prompt(
@@ -70,14 +70,14 @@ def embed_prompt(
     after which the answer starts. The bare language model continues it with the answer.
 
     Raises:
-        DataError: see :func:`alignvlm.inference.ask.build_prompt`.
+        DataError: see :func:`alignvlm.inference.prompt.build_prompts`.
     """
-    return _embeds(build_prompt(model, processor, pages, question, max_new_tokens=1))
+    return _embeds(build_prompts(model, processor, [chat(question, pages)], max_new_tokens=[1]))
 
 
 def _embeds(prompt: Prompt) -> PromptEmbeds:
     embeds = prompt.inputs["inputs_embeds"][0].float().cpu().contiguous()
-    return PromptEmbeds(embeds, prompt.visual_tokens, prompt.kept_visual_tokens)
+    return PromptEmbeds(embeds, prompt.visual_tokens[0], prompt.kept_visual_tokens[0])
 
 
 def bare_language_model(model: AlignVLMForConditionalGeneration) -> PreTrainedModel:

@@ -1,13 +1,16 @@
-"""Batched greedy generation, and a guard that ends repetition loops."""
+"""From prompts to answers: greedy generation, and a guard that ends repetition loops."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria, StoppingCriteriaList
+
+from .prompt import Prompt
 
 LOOP_PERIOD, LOOP_REPEATS, LOOP_TOKENS = 24, 4, 12
 """A loop: at most so many tokens a round, at least so many rounds, at least so many tokens in all.
@@ -17,10 +20,19 @@ The last keeps numbers alive: "1,000,000,000" repeats ",000" three times in 12 d
 
 
 class Generated(NamedTuple):
-    """One answer: its text, and how many tokens the language model spent on it."""
+    """One answer.
+
+    Attributes:
+        text: without special tokens.
+        new_tokens: tokens the language model spent on it, the end token included.
+        log_probability: mean over these tokens, nats.
+        begun: when its first token was there, by ``time.perf_counter``.
+    """
 
     text: str
     new_tokens: int
+    log_probability: float = 0.0
+    begun: float = 0.0
 
 
 def loop_start(tokens: Sequence[int]) -> int | None:
@@ -73,39 +85,82 @@ def generation_settings(model: Any, guard: bool) -> dict[str, Any]:
 _SAMPLING = ("temperature", "top_p", "top_k", "do_sample", "num_beams", "max_length")
 
 
+class _Scores(LogitsProcessor):
+    """Keeps the scores that the next token is chosen from."""
+
+    last: Tensor
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        self.last = scores
+        return scores
+
+
+class _Chosen(StoppingCriteria):
+    """Notes when the first token comes out, and the log-probability of each; ends nothing."""
+
+    def __init__(self, scores: _Scores) -> None:
+        self.scores, self.begun = scores, 0.0
+        self.log_p: list[Tensor] = []
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        log_p = self.scores.last.log_softmax(-1).gather(-1, input_ids[:, -1:])[:, 0]
+        self.log_p.append(log_p.float().cpu())  # waits for a GPU, so that the time is right
+        self.begun = self.begun or time.perf_counter()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
 def generate(
     model: Any,
     tokenizer: Any,
-    prompt: dict[str, Tensor],
+    prompt: Prompt,
     max_new_tokens: Sequence[int],
     *,
     guard: bool = False,
+    streamer: Any = None,
+    stopping: Sequence[StoppingCriteria] = (),
 ) -> list[Generated]:
-    """The greedy answer to each prompt of a batch, padded on the left.
+    """The greedy answer to each prompt; empty where nothing was read on any of its pages.
 
     Args:
-        prompt: ``input_ids [B, L]``, ``attention_mask [B, L]`` and perhaps ``inputs_embeds``.
+        model: anything with ``generate`` and ``generation_config``.
         max_new_tokens: of each prompt.
         guard: see :class:`LoopGuard`; of a loop only the first round is kept.
+        streamer: given one prompt's tokens as they come, as transformers has it.
+        stopping: further reasons to end.
     """
-    length = prompt["input_ids"].shape[1]
+    answers = [Generated("", 0, begun=time.perf_counter())] * len(prompt.unread)
+    rows = [row for row, unread in enumerate(prompt.unread) if not unread]
+    if not rows:
+        return answers
+    inputs = {key: value[rows] for key, value in prompt.inputs.items()}
+    length = inputs["input_ids"].shape[1]
     config = GenerationConfig.from_dict(model.generation_config.to_dict())
     pad = tokenizer.pad_token_id if config.pad_token_id is None else config.pad_token_id
-    config.update(max_new_tokens=max(max_new_tokens), pad_token_id=pad, max_length=None)
+    limits = [max_new_tokens[row] for row in rows]
+    config.update(max_new_tokens=max(limits), pad_token_id=pad, max_length=None)
     # what only sampling uses is unset, or transformers warns about it
     config.update(do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None)
-    criteria = StoppingCriteriaList([LoopGuard(length)] if guard else [])
+    chosen = _Chosen(_Scores())
     with torch.inference_mode():
-        output = model.generate(**prompt, generation_config=config, stopping_criteria=criteria)
+        output = model.generate(
+            **inputs,
+            generation_config=config,
+            logits_processor=[chosen.scores],
+            stopping_criteria=StoppingCriteriaList(
+                [chosen, *([LoopGuard(length)] if guard else []), *stopping]
+            ),
+            streamer=streamer,
+        )
     ends = config.eos_token_id
     ends = set(ends if isinstance(ends, list) else [ends])
-    return [
-        _read(row[:limit], ends, tokenizer, guard)
-        for row, limit in zip(output[:, length:].tolist(), max_new_tokens, strict=True)
-    ]
+    log_p = torch.stack(chosen.log_p, dim=1)
+    for row, limit, new, sure in zip(rows, limits, output[:, length:].tolist(), log_p, strict=True):
+        text, count = _read(new[:limit], ends, tokenizer, guard)
+        answers[row] = Generated(text, count, sure[:count].mean().item(), chosen.begun)
+    return answers
 
 
-def _read(tokens: list[int], ends: set[int | None], tokenizer: Any, guard: bool) -> Generated:
+def _read(tokens: list[int], ends: set[int | None], tokenizer: Any, guard: bool) -> tuple[str, int]:
     """Text and length of one row, without the padding behind its end."""
     stop = next((i for i, token in enumerate(tokens) if token in ends), None)
     tokens = tokens if stop is None else tokens[: stop + 1]
@@ -115,4 +170,4 @@ def _read(tokens: list[int], ends: set[int | None], tokenizer: Any, guard: bool)
             if (start := loop_start(tokens[:end])) is not None:
                 tokens, kept = tokens[:end], tokens[:start]
                 break
-    return Generated(tokenizer.decode(kept, skip_special_tokens=True).strip(), len(tokens))
+    return tokenizer.decode(kept, skip_special_tokens=True).strip(), len(tokens)

@@ -15,6 +15,7 @@ from ..model.generation import AlignVLMForConditionalGeneration
 from ..model.outputs import Encoded
 from ..processing.processor import AlignVLMProcessor
 from ..tiling import Grid, page_order
+from .prompt import encode_pages
 
 
 @dataclass(frozen=True)
@@ -104,57 +105,28 @@ def read_page(
     """P_vocab of each visual token of a page: its ``k`` most probable tokens.
 
     Args:
-        encoded: the page as :func:`alignvlm.inference.ask.encode_pages` gave it, if it was
+        encoded: the page as :func:`alignvlm.inference.prompt.encode_pages` gave it, if it was
             encoded before.
 
     Raises:
         ConfigError: the connector is not ALIGN, so there is no P_vocab.
-    """
-    if encoded is None:
-        encoded = page_features(model, processor, image)
-    return read_features(model, processor, image.size, encoded, k)
-
-
-@torch.no_grad()
-def page_features(
-    model: AlignVLMForConditionalGeneration, processor: AlignVLMProcessor, image: Image.Image
-) -> Encoded:
-    """A page's features alone: no visual tokens are made of them."""
-    batch = processor.image_processor([image], return_tensors="pt")
-    grid = batch["image_grids"]
-    tiles = int(grid[0, 0] * grid[0, 1])
-    grid[:, 2] = 0  # the thumbnail has no place
-    features, pages = model.model.see(batch["pixel_values"][:tiles].to(model.device), grid)
-    return Encoded(features, grid, [], pages=pages)
-
-
-@torch.no_grad()
-def read_features(
-    model: AlignVLMForConditionalGeneration,
-    processor: AlignVLMProcessor,
-    size: tuple[int, int],
-    encoded: Encoded,
-    k: int,
-) -> PageReading:
-    """One encoded page, read; ``size`` is the page's width and height, px.
-
-    Raises:
-        ConfigError: see :func:`read_page`.
     """
     connector = model.model.connector
     if not isinstance(connector, AlignConnector):
         raise ConfigError(
             f"inspect needs the 'align' connector; this model has {model.config.connector.type!r}"
         )
+    if encoded is None:
+        encoded = encode_pages(model, processor, [image])
     rows, cols, _ = encoded.image_grids[0].tolist()
     grid = Grid(rows, cols)
-    features = encoded.features[: grid.tiles]
+    features = encoded.features[: grid.tiles]  # a thumbnail has no place
     probabilities, ids = connector.top_tokens(features, k)
     entropy = connector.entropy(features).flatten()
     token_rows, token_cols = features.shape[1:3]
     order = page_order(grid, token_rows, token_cols).to(entropy.device)
     cells = _cells(
-        size,
+        image.size,
         grid,
         (token_rows, token_cols),
         model.config,
@@ -166,7 +138,7 @@ def read_features(
     order = None
     if encoded.pages:
         page = encoded.pages[0]
-        scale = model.config.page_scale(size, grid)
+        scale = model.config.page_scale(image.size, grid)
         for cell, box in zip(page.cells.tolist(), (page.boxes / scale).tolist()):
             cells[cell] = replace(cells[cell], box=tuple(box))
         order = [page.cells[page.row == row].tolist() for row in range(len(page.rows))]

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import AlignVLMError
 from ..model.modeling import AlignVLMModel
+
+
+class Noise(NamedTuple):
+    """What is added to features: N(0, σ²), from a seed for each sample."""
+
+    sigma: float
+    seeds: Sequence[int]
 
 
 def sample_seed(seed: int, sample: str) -> int:
@@ -69,3 +76,14 @@ def feature_noise(
         yield
     finally:
         handle.remove()
+
+
+def noisy(
+    model: AlignVLMModel, noise: Noise | None, image_grids: Tensor, pages: Sequence[int]
+) -> AbstractContextManager[None]:
+    """:func:`feature_noise` for samples of so many ``pages``, whose grids are known."""
+    if noise is None:
+        return nullcontext()
+    tiles = image_grids[:, 0] * image_grids[:, 1] + image_grids[:, 2]
+    own = [int(part.sum()) for part in tiles.split(list(pages))]
+    return feature_noise(model, noise.sigma, noise.seeds, own)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 import threading
 from concurrent import futures
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.utils import DirectStreamer, GenerationState
 
+from ..inference.prompt import ContextError, build_prompts
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor
 from .attachments import Attachment, decode
@@ -83,6 +83,7 @@ class ChatPrompt:
         config: sampling options and length.
         tokens: prompt ids as the language model gets them, after blank dropping.
         visual_tokens, kept_visual_tokens: cells of the pages, and those that were not blank.
+        unread: nothing was read on any page; the answer is empty.
         new: fills with the answer's ids.
     """
 
@@ -91,6 +92,7 @@ class ChatPrompt:
     tokens: int
     visual_tokens: int
     kept_visual_tokens: int
+    unread: bool
     new: NewTokens
 
 
@@ -124,48 +126,31 @@ class Generator(ChatCompletionHandler):
         """
         return self.manager.async_submit(self._prepare, request, documents, abandoned)
 
-    @torch.no_grad()
     def _prepare(
         self, request: ChatRequest, documents: list[Attachment], abandoned: threading.Event
     ) -> ChatPrompt:
         if abandoned.is_set():  # it waited for another request's encoder until nobody waited for it
             raise RequestError("abandoned", status=499, code="abandoned")
-        batch = self.processor.apply_chat_template(
-            [chat_messages(request, decode(documents, self.limits))],
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            add_generation_prompt=True,
-        ).to(self.model.device)
-        visual = int((batch["input_ids"] == self.processor.image_token_id).sum())
-        self._check_length(batch["input_ids"].shape[1] - visual)
-        inputs = dict(batch)
-        if "pixel_values" in batch:
-            # what generate would do itself, done here to know the prompt's length
-            inputs = self.model.compact_prompt(**batch)
-        tokens = inputs["input_ids"].shape[1]
-        room = self._check_length(tokens)
-        new = NewTokens(self.processor.tokenizer, tokens, request.stop)
-        return ChatPrompt(
-            inputs={**inputs, "stopping_criteria": StoppingCriteriaList([new])},
-            config=self.generation_config(request, room),
-            tokens=tokens,
-            visual_tokens=visual,
-            kept_visual_tokens=int((inputs["input_ids"] == self.processor.image_token_id).sum()),
-            new=new,
-        )
-
-    def _check_length(self, tokens: int) -> int:
-        """How many more tokens the language model has positions for; at least one."""
-        context = getattr(self.model.config.text_config, "max_position_embeddings", sys.maxsize)
-        if tokens >= context:
+        chat = chat_messages(request, decode(documents, self.limits))
+        try:
+            prompt = build_prompts(self.model, self.processor, [chat], max_new_tokens=[1])
+        except ContextError as error:
             raise RequestError(
-                f"the prompt has {tokens} tokens, the model's context {context}: "
+                f"the prompt has {error.tokens} tokens, the model's context {error.limit}: "
                 "send fewer pages or less text",
                 code="context_length_exceeded",
                 param="messages",
-            )
-        return context - tokens
+            ) from None
+        new = NewTokens(self.processor.tokenizer, prompt.lengths[0], request.stop)
+        return ChatPrompt(
+            inputs={**prompt.inputs, "stopping_criteria": StoppingCriteriaList([new])},
+            config=self.generation_config(request, prompt.room[0]),
+            tokens=prompt.lengths[0],
+            visual_tokens=prompt.visual_tokens[0],
+            kept_visual_tokens=prompt.kept_visual_tokens[0],
+            unread=prompt.unread[0],
+            new=new,
+        )
 
     def generation_config(self, request: ChatRequest, room: int) -> GenerationConfig:
         """The model's own settings with the request's on top; greedy unless it asks to sample."""
@@ -185,8 +170,15 @@ class Generator(ChatCompletionHandler):
         config.do_sample = sample
         return config
 
-    def start(self, prompt: ChatPrompt, request_id: str) -> tuple[asyncio.Queue, DirectStreamer]:
-        """Begin generating: pieces of text come out of the queue, then None."""
+    def start(
+        self, prompt: ChatPrompt, request_id: str
+    ) -> tuple[asyncio.Queue, DirectStreamer | None]:
+        """Begin generating: pieces of text come out of the queue, then None. Where nothing was
+        read there are no pieces, and no streamer."""
+        if prompt.unread:
+            nothing: asyncio.Queue = asyncio.Queue()
+            nothing.put_nowait(None)
+            return nothing, None
         return self.manager.generate_streaming(
             self.model, self.processor.tokenizer, prompt.inputs, prompt.config, request_id
         )
@@ -197,9 +189,10 @@ class Generator(ChatCompletionHandler):
             self.manager.submit(lambda: None).result(seconds)
 
     def finish_reason(self, prompt: ChatPrompt) -> str:
-        """``stop`` after an end token or stop string, else ``length``."""
+        """``stop`` after an end token or stop string, or where nothing was read; else
+        ``length``."""
         ids = prompt.new.ids
-        ended = prompt.new.stopped or (bool(ids) and ids[-1] in self.ends)
+        ended = prompt.unread or prompt.new.stopped or (bool(ids) and ids[-1] in self.ends)
         return "stop" if ended else "length"
 
 

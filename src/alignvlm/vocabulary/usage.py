@@ -79,26 +79,43 @@ def vocabulary_mass(
         ConfigError: no page.
     """
     align = model.model.connector
-    # float64: the ranking does not depend on how the sum is cut
     mass = torch.zeros(align.vocab_size, dtype=torch.float64)
     tokens = 0
     for page in pages:
-        for block in feature_blocks(model, processor, page):
-            mass += align.vocab_distribution(block).sum(0).double().cpu()
-            tokens += len(block)
+        features = page_features(model, processor, page)
+        mass += features_mass(align, features)
+        tokens += len(features)
     if not tokens:
         raise ConfigError("no page to choose the vocabulary by")
     return mass, tokens
+
+
+@torch.no_grad()
+def features_mass(
+    align: AlignConnector, features: Float[Tensor, "n d_vision"]
+) -> Float[Tensor, " vocab"]:
+    """P_vocab summed over some features' visual tokens; float64, on the CPU."""
+    # float64: the ranking does not depend on how the sum is cut
+    mass = torch.zeros(align.vocab_size, dtype=torch.float64)
+    for block in features.split(_ROWS):
+        mass += align.vocab_distribution(block).sum(0).double().cpu()
+    return mass
 
 
 def feature_blocks(
     model: AlignVLMForConditionalGeneration, processor: AlignVLMProcessor, page: Image.Image
 ) -> tuple[Float[Tensor, "n d_vision"], ...]:
     """Vision features of a page's visual tokens, in pieces whose dense P_vocab is small."""
+    return page_features(model, processor, page).split(_ROWS)
+
+
+def page_features(
+    model: AlignVLMForConditionalGeneration, processor: AlignVLMProcessor, page: Image.Image
+) -> Float[Tensor, "n d_vision"]:
+    """Vision features of a page's visual tokens."""
     batch = processor.image_processor([page], return_tensors="pt")
     pixels = batch["pixel_values"].to(model.device)
-    features = model.model.encode_tiles(pixels, batch["image_grids"])
-    return features.flatten(0, 2).split(_ROWS)
+    return model.model.encode_tiles(pixels, batch["image_grids"]).flatten(0, 2)
 
 
 def most_used(
