@@ -33,6 +33,7 @@ app = typer.Typer(
     name="alignvlm",
     help="Train, ask and inspect AlignVLM document models.",
     no_args_is_help=True,
+    context_settings={"max_content_width": 120},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # which takes alignvlm[extra] for markup
 )
@@ -69,8 +70,7 @@ def _quieten(logging: Any) -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    if message.strip():  # without a verb the help is the message, and is printed already
-        typer.echo("error: " + " ".join(message.split()), err=True)
+    typer.echo("error: " + " ".join(message.split()), err=True)
     raise SystemExit(2)
 
 
@@ -83,17 +83,19 @@ def main() -> None:
             _fail("interrupted")
     except AlignVLMError as error:
         _fail(str(error))
-    except typer.Abort:
-        _fail("interrupted")
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}")
     except Exception as error:
-        if type(error).__module__.startswith(("click", "typer")):  # usage errors
-            _fail(getattr(error, "format_message", error.__str__)())
-        raise
+        if not type(error).__module__.startswith(("click", "typer")):
+            raise
+        message = getattr(error, "format_message", error.__str__)()
+        if type(error).__name__ == "NoArgsIsHelpError":  # without a verb the help is the message
+            typer.echo(message, err=True)
+            raise SystemExit(2) from None
+        _fail(message)  # usage errors
 
 
 if __name__ == "__main__":

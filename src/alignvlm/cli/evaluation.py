@@ -34,8 +34,9 @@ class _Group(TyperGroup):
 
 
 class _Run(TyperCommand):
-    def get_usage(self, ctx: Any) -> str:
-        return super().get_usage(ctx).replace(" eval run ", " eval ")
+    def format_usage(self, ctx: Any, formatter: Any) -> None:
+        path = ctx.command_path.removesuffix(" run")
+        formatter.write_usage(path, " ".join(self.collect_usage_pieces(ctx)))
 
 
 eval_app = typer.Typer(cls=_Group, help="Score a model on benchmarks; compare and tabulate scores.")
