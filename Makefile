@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-slow test-all test-zero3 test-oldest test-lmms benchmarks study check docs format clean
+.PHONY: setup demo test test-fast test-slow test-all test-zero3 test-oldest test-lmms wheel-test benchmarks study check docs format clean
 
 setup: $(STAMP)
 
@@ -17,8 +17,15 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/python examples/quickstart.py
 
+# two processes; a file's tests stay together, and share what they load
+TWO := -n 2 --dist loadfile
+
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO)
+
+# the mathematics and the data, while one works on them
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest $(TWO) tests/test_tiling.py tests/ops tests/connectors tests/model tests/data
 
 # what takes longer or needs more: real weights (pip), a browser (Debian's chromium), Ray, torchrun
 test-slow: $(STAMP)
@@ -51,6 +58,14 @@ $(LMMS)/.installed: pyproject.toml constraints.txt tests/eval/requirements-lmms.
 	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]" -r tests/eval/requirements-lmms.txt
 	$(LMMS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps lmms-eval==0.7.3
 	touch $(LMMS)/.installed
+
+# the built wheel, in an environment and a folder that know nothing of this one; fetches SmolLM2 once
+wheel-test:
+	rm -rf build/wheel && mkdir -p build/wheel/elsewhere
+	$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt build/wheel/*.whl
+	cd build/wheel/elsewhere && ../venv/bin/alignvlm ask smol $(CURDIR)/examples/pages/form.png "What is the town?"
 
 # what docs/performance.md shows; the machine should do nothing else
 benchmarks: $(STAMP)

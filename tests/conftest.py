@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is; processes that tests start inherit it
 
 import random
 from collections.abc import Callable

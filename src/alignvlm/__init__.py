@@ -1,29 +1,25 @@
 """AlignVLM: vision features as distributions over the language model's vocabulary.
 
-Importing this package registers its classes with transformers' Auto classes.
+Importing this package makes its classes known to transformers' Auto classes, in either order.
+Neither torch nor transformers is imported before something is used.
 """
 
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageTextToText,
-    AutoModelForMultimodalLM,
-    AutoProcessor,
-)
-from transformers.models.auto import modeling_auto
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
 
-from . import transplant as transplant  # registers the converted models
-from .compose import shipped as shipped  # lets resolve() find what comes with the project
-from .connectors import CONNECTORS, build_connector
+from .deferred import CLASSES, register_auto_classes
 from .errors import AlignVLMError
-from .model.config import AlignVLMConfig
-from .model.generation import AlignVLMForConditionalGeneration
-from .model.modeling import AlignVLMModel
-from .ops import vocab_mixture
-from .processing.image_processor import AlignVLMImageProcessor
-from .processing.processor import AlignVLMProcessor
-from .reader import ReaderConfig, ReaderModel
+
+if TYPE_CHECKING:
+    from .connectors import CONNECTORS, build_connector
+    from .model.config import AlignVLMConfig
+    from .model.generation import AlignVLMForConditionalGeneration
+    from .model.modeling import AlignVLMModel
+    from .ops import vocab_mixture
+    from .processing.image_processor import AlignVLMImageProcessor
+    from .processing.processor import AlignVLMProcessor
+    from .reader import ReaderConfig, ReaderModel
 
 __version__ = "0.1.0"
 
@@ -41,21 +37,31 @@ __all__ = [
     "vocab_mixture",
 ]
 
-AutoConfig.register("alignvlm", AlignVLMConfig, exist_ok=True)
-AutoModel.register(AlignVLMConfig, AlignVLMModel, exist_ok=True)
-AutoModelForImageTextToText.register(
-    AlignVLMConfig, AlignVLMForConditionalGeneration, exist_ok=True
-)
-AutoModelForMultimodalLM.register(AlignVLMConfig, AlignVLMForConditionalGeneration, exist_ok=True)
-AutoImageProcessor.register(
-    AlignVLMConfig, image_processor_classes={"pil": AlignVLMImageProcessor}, exist_ok=True
-)
-AutoProcessor.register(AlignVLMConfig, AlignVLMProcessor, exist_ok=True)
-# pipelines and `transformers serve` look classes up by name in these tables
-for _table in (
-    "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
-    "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES",
-):
-    _names = getattr(modeling_auto, _table, None)
-    if _names is not None:
-        _names["alignvlm"] = "AlignVLMForConditionalGeneration"
+_MODULES = {name: "transplant" for names in CLASSES.values() for name in names} | {
+    "CONNECTORS": "connectors",
+    "AlignVLMConfig": "model.config",
+    "AlignVLMForConditionalGeneration": "model.generation",
+    "AlignVLMImageProcessor": "processing.image_processor",
+    "AlignVLMModel": "model.modeling",
+    "AlignVLMProcessor": "processing.processor",
+    "ReaderConfig": "reader",
+    "ReaderModel": "reader",
+    "build_connector": "connectors",
+    "vocab_mixture": "ops",
+}
+"""Where a name is defined; imported when it is first used."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register_auto_classes(sys.modules[__name__])

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import transformers
-import typer
 import yaml
 from PIL import Image
 
@@ -422,69 +421,6 @@ def test_bugs_are_not_hidden(run, monkeypatch, tiny_model_dir):
     monkeypatch.setattr("alignvlm.weights.resolve.resolve", bug)
     with pytest.raises(ZeroDivisionError):
         run("pull", tiny_model_dir)
-
-
-# --- frozen ------------------------------------------------------------------------------------
-
-COMMAND_LINE = """
-ask MODEL FILE... QUESTION --boxes --dpi --each --json --max-new-tokens --max-pages --no-cite
-    --pages --password
-batch MODEL INPUT --actors --address --batch-size --dpi --json --max-new-tokens
-    --no-repetition-guard --no-retry-errors --num-gpus --out --question --repetition-guard
-    --retry-errors
-compose --connector --json --no-overwrite --out --overwrite --set --text --vision
-convert MODEL --connector --dry-run --json --no-dry-run --out --set --vocab-size
-data from-pdf FOLDER --dpi --json --max-pages --min-words --out --pages
-data from-scans FOLDER --confidence --dpi --json --max-pages --min-words --out --pages
-data read MODEL SOURCE... --json --pages --seed --set --split --stage
-data show RECIPE --index --json --model --out --set --stage
-demo MODEL --host --max-pages --no-open --open --port
-embed MODEL FILE... --base64 --dpi --format --json --max-pages --out --pages --password
-    --question
-eval compare A B --json --metric --seed
-eval run MODEL --answerer --batch-size --data --json --limit --noise --out --overwrite --prune
-    --repetition-guard --seed --split --task
-eval table FILE... --json
-finetune MODEL --batch-size --data --dpi --epochs --json --lora-rank --lr --max-length
-    --max-new-tokens --max-questions --micro-batch --no-transcribe --out --overwrite --patience
-    --pdfs --resume --seed --steps --train-vision --transcribe --validation
-info MODEL --json
-inspect MODEL FILE --dpi --json --k --out --page
-merge ADAPTER --base --dtype --json --out
-plan RECIPE --gpu --gpus --json --mfu --samples --set --tiles
-prune MODEL [PAGES]... --data --dpi --json --keep --max-new-tokens --max-questions --out --pages
-    --questions
-pull REFERENCE --json
-serve MODEL --allow-no-key --allow-urls --api-key --host --max-body-mib --max-images
-    --max-new-tokens --max-pixels --name --port --queue --timeout
-train RECIPE --dry-run --json --no-dry-run --no-overwrite --no-resume --out --overwrite --resume
-    --set
-"""
-
-
-def test_the_command_line_is_frozen():
-    """Scripts depend on it: change this on purpose, and say so in the changelog."""
-
-    def lines(command: Any, path: str = "") -> list[str]:
-        if hasattr(command, "commands"):
-            return [
-                line
-                for name in sorted(command.commands)
-                for line in lines(command.commands[name], f"{path} {name}")
-            ]
-        words = [path.strip()]
-        options = []
-        for parameter in command.params:
-            if parameter.param_type_name == "argument":
-                words.append(parameter.metavar or parameter.name.upper())
-            elif parameter.name != "help":
-                options += [*parameter.opts, *parameter.secondary_opts]
-        return [" ".join([*words, *sorted(options)])]
-
-    assert (
-        lines(typer.main.get_command(cli.app))
-        == COMMAND_LINE.replace("\n    ", " ").strip().splitlines()
-    )
 
 
 def test_compose_puts_a_model_together(tiny_lm_dir, tmp_path, capsys):

@@ -14,7 +14,7 @@ ROOT = REPOSITORY / "src" / "alignvlm"
 PAGE = REPOSITORY / "docs" / "architecture.md"
 START, END = "<!-- layers: python -m tests.house.layers -->\n", "<!-- /layers -->\n"
 LAYERS = (
-    ("errors", "files"),
+    ("errors", "files", "deferred"),
     ("weights", "tiling", "reader"),
     ("ops",),
     ("connectors",),

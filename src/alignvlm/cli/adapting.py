@@ -1,17 +1,58 @@
-"""The command line's ``finetune`` and ``merge``."""
+"""The command line's ``train``, ``finetune`` and ``merge``."""
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from ..errors import AlignVLMError
+from .options import DPI, Dpi, Json, Model, Recipe, Sets, emit, shows_progress
+
+
+def train(
+    recipe: Recipe,
+    out: Annotated[Path | None, typer.Option("--out", help="folder of the trained model")] = None,
+    resume: Annotated[bool, typer.Option(help="go on with an interrupted run")] = False,
+    overwrite: Annotated[bool, typer.Option(help="replace an existing folder")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="print parameters, tokens and memory; load no weights")
+    ] = False,
+    set_: Sets = None,
+    json_: Json = False,
+) -> None:
+    """Train a recipe's stages."""
+    from accelerate import PartialState
+
+    from ..train.recipe import load_recipe
+
+    loaded = load_recipe(recipe, set_)
+    if dry_run:
+        from ..train.estimate import estimate
+
+        result = estimate(loaded)
+        emit(json_, result.to_dict(), result.to_text())
+        return
+    if out is None:
+        raise AlignVLMError("train needs --out FOLDER (or --dry-run)")
+    from ..train.training import train as run
+
+    folder = run(
+        loaded,
+        out,
+        resume=resume,
+        overwrite=overwrite,
+        quiet=not shows_progress(json_),
+        report=lambda line: typer.echo(line, err=json_),
+    )
+    emit(json_, {"out": str(folder)}, f"model written to {folder}")
+    # under torchrun: threads of a group still open at exit may abort the process
+    PartialState().destroy_process_group()
+
 
 def finetune(
-    model: Annotated[str, typer.Argument(help="folder or hub id of a trained model")],
+    model: Model,
     out: Annotated[Path, typer.Option(help="folder of the adapter and the report")],
     pdfs: Annotated[Path | None, typer.Option(help="folder of PDFs with text, or one PDF")] = None,
     data: Annotated[
@@ -37,10 +78,10 @@ def finetune(
     max_questions: Annotated[int, typer.Option(help="held-out questions, and pages, scored")] = 50,
     max_new_tokens: Annotated[int, typer.Option(help="length of a scored answer")] = 64,
     max_length: Annotated[int, typer.Option(help="tokens; longer samples are left out")] = 8192,
-    dpi: Annotated[float, typer.Option(help="resolution PDFs are rendered at")] = 144,
+    dpi: Dpi = DPI,
     resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier run")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON line.")] = False,
+    json_: Json = False,
 ) -> None:
     """Fine-tune a model on your own PDFs and questions, and report what that changed."""
     from ..finetune import finetune as run
@@ -71,13 +112,13 @@ def finetune(
         out,
         resume=resume,
         overwrite=overwrite,
-        quiet=json_ or not sys.stderr.isatty(),
+        quiet=not shows_progress(json_),
         report=lambda line: typer.echo(line, err=json_),
     )
     result = outcome.to_dict()
     for key in ("log", "examples", "harvest", "checkpoints"):  # long, and in report.json
         del result[key]
-    typer.echo(json.dumps(result, ensure_ascii=False) if json_ else outcome.to_text())
+    emit(json_, result, outcome.to_text())
 
 
 def merge(
@@ -89,7 +130,7 @@ def merge(
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"], typer.Option(help="of the written weights")
     ] = "float32",
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON line.")] = False,
+    json_: Json = False,
 ) -> None:
     """Make one self-contained model folder of an adapter and its base."""
     import torch
@@ -98,4 +139,4 @@ def merge(
 
     folder = merge_adapter(adapter, out, base=base, dtype=getattr(torch, dtype))
     data = {"adapter": str(adapter), "base": base, "out": str(folder)}
-    typer.echo(json.dumps(data, ensure_ascii=False) if json_ else f"model written to {folder}")
+    emit(json_, data, f"model written to {folder}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from ..errors import AlignVLMError, ConfigError, DataError
+from .options import DPI, Dpi, Json, Model, PageRange, emit
 
 if TYPE_CHECKING:
     from ..documents.page_images import PageImage, Pages
@@ -22,15 +22,12 @@ if TYPE_CHECKING:
 MAX_PAGES = 8
 """Pages used unless more are asked for."""
 
-PageRange = Annotated[str | None, typer.Option(help="pages of each PDF or TIFF: 1-3,5")]
 MaxPages = Annotated[int, typer.Option(min=1, help="use at most so many pages in all")]
 Password = Annotated[str | None, typer.Option(help="opens encrypted PDFs")]
-Dpi = Annotated[float, typer.Option(help="resolution PDFs are rendered at")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON line.")]
 
 
 def ask(
-    model: Annotated[str, typer.Argument(help="folder or hub id of a trained model")],
+    model: Model,
     arguments: Annotated[list[str], typer.Argument(metavar="FILE... QUESTION")],
     pages: PageRange = None,
     max_pages: MaxPages = MAX_PAGES,
@@ -42,7 +39,7 @@ def ask(
     no_cite: Annotated[
         bool, typer.Option("--no-cite", help="do not look the answer up on the pages; faster")
     ] = False,
-    dpi: Dpi = 144,
+    dpi: Dpi = DPI,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     json_: Json = False,
 ) -> None:
@@ -72,7 +69,7 @@ def ask(
         given = asker.ask(list(found))
         data = {**common, **asker.data(*given)}
         lines = asker.lines(*given)
-    typer.echo(json.dumps(data, ensure_ascii=False) if json_ else "\n".join(lines))
+    emit(json_, data, "\n".join(lines))
 
 
 def _pages(
@@ -243,7 +240,7 @@ def _timings(answer: Answer) -> dict[str, Any]:
 
 
 def embed(
-    model: Annotated[str, typer.Argument(help="folder or hub id of a trained model")],
+    model: Model,
     files: Annotated[list[str], typer.Argument(metavar="FILE...")],
     out: Annotated[
         Path | None, typer.Option("--out", help="file to write: .safetensors or .pt")
@@ -260,7 +257,7 @@ def embed(
     pages: PageRange = None,
     max_pages: MaxPages = MAX_PAGES,
     password: Password = None,
-    dpi: Dpi = 144,
+    dpi: Dpi = DPI,
     json_: Json = False,
 ) -> None:
     """Write pages as prompt embeddings, which the bare language model can be served with."""
@@ -308,4 +305,4 @@ def embed(
         f"{', '.join(where)}: {tokens} tokens of {width}, {made.kept_visual_tokens} of "
         f"{made.visual_tokens} visual tokens kept\nwrote {out}"
     )  # fmt: skip
-    typer.echo(json.dumps(data, ensure_ascii=False) if json_ else text)
+    emit(json_, data, text)

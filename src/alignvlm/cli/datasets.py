@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import ConfigError, DataError
+from .options import DPI, Dpi, Json, Model, PageRange, Sets, emit, shows_progress
 
 if TYPE_CHECKING:
     from ..data.source import Source
     from ..eval.reading_accuracy import ReadingAccuracy
 
 data_app = typer.Typer(help="Make, look at and read training data.", no_args_is_help=True)
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON line.")]
-Sets = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a recipe key: a.b=value. Repeatable.")
-]
 Folder = Annotated[Path, typer.Argument(help="looked through at all depths; or one file")]
 Out = Annotated[Path, typer.Option("--out", help="gets records.jsonl and pages/; a rerun goes on")]
-Dpi = Annotated[float, typer.Option(help="resolution PDFs are rendered at")]
-PageRange = Annotated[str | None, typer.Option(help="pages of each file: 1-3,5")]
 MaxPages = Annotated[int | None, typer.Option(min=1, help="at most so many pages of each file")]
 MinWords = Annotated[int, typer.Option(min=1, help="skip pages with fewer words")]
 
@@ -35,19 +28,11 @@ FOLDERS = {"deepform": ("labels.csv", "pdfs"), "sroie": ("img", "box", "key")}
 SPLITS = ("val", "test", "train")
 
 
-def _emit(as_json: bool, data: dict[str, Any], text: str) -> None:
-    typer.echo(json.dumps(data, ensure_ascii=False) if as_json else text)
-
-
-def _bar(as_json: bool) -> bool:
-    return not as_json and sys.stderr.isatty()
-
-
 @data_app.command("from-pdf")
 def data_from_pdf(
     folder: Folder,
     out: Out,
-    dpi: Dpi = 144,
+    dpi: Dpi = DPI,
     pages: PageRange = None,
     max_pages: MaxPages = None,
     min_words: MinWords = 1,
@@ -63,16 +48,16 @@ def data_from_pdf(
         pages=pages,
         max_pages=max_pages,
         min_words=min_words,
-        progress=_bar(json_),
+        progress=shows_progress(json_),
     )
-    _emit(json_, found.to_dict(), found.to_text())
+    emit(json_, found.to_dict(), found.to_text())
 
 
 @data_app.command("from-scans")
 def data_from_scans(
     folder: Folder,
     out: Out,
-    dpi: Dpi = 144,
+    dpi: Dpi = DPI,
     pages: PageRange = None,
     max_pages: MaxPages = None,
     min_words: MinWords = 1,
@@ -95,9 +80,9 @@ def data_from_scans(
         max_pages=max_pages,
         min_words=min_words,
         confidence=confidence,
-        progress=_bar(json_),
+        progress=shows_progress(json_),
     )
-    _emit(json_, found.to_dict(), found.to_text())
+    emit(json_, found.to_dict(), found.to_text())
 
 
 @data_app.command("show")
@@ -118,12 +103,12 @@ def data_show(
     shown = show(recipe, model=model, stage=stage, index=index, overrides=set_)
     if out is not None:
         shown.save(out)
-    _emit(json_, shown.to_dict(), shown.to_text())
+    emit(json_, shown.to_dict(), shown.to_text())
 
 
 @data_app.command("read")
 def data_read(
-    model: Annotated[str, typer.Argument(help="folder or hub id of a trained model")],
+    model: Model,
     sources: Annotated[
         list[str],
         typer.Argument(
@@ -153,12 +138,12 @@ def data_read(
     loaded, processor = load_model(model)
     results = []
     for name, source in zip(sources, opened, strict=True):
-        read = reading_accuracy(loaded, processor, source, pages, progress=_bar(json_))
+        read = reading_accuracy(loaded, processor, source, pages, progress=shows_progress(json_))
         results.append({"source": name, **reading_report(read, seed=seed)})
         if not json_:
             typer.echo(_table(results[-1]))
     if json_:
-        _emit(True, {"model": model, "results": results}, "")
+        emit(True, {"model": model, "results": results}, "")
 
 
 def open_source(

@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ..errors import ConfigError, DataError
+from .options import Json, emit
 
 if TYPE_CHECKING:
     from ..eval.results import Result
@@ -33,12 +34,12 @@ class _Group(TyperGroup):
 
 
 class _Run(TyperCommand):
-    def get_usage(self, ctx: Any) -> str:
-        return super().get_usage(ctx).replace(" eval run ", " eval ")
+    def format_usage(self, ctx: Any, formatter: Any) -> None:
+        path = ctx.command_path.removesuffix(" run")
+        formatter.write_usage(path, " ".join(self.collect_usage_pieces(ctx)))
 
 
 eval_app = typer.Typer(cls=_Group, help="Score a model on benchmarks; compare and tabulate scores.")
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON line.")]
 
 
 class Kind(StrEnum):
@@ -52,10 +53,6 @@ class Kind(StrEnum):
 
 
 FLOORS = (Kind.majority, Kind.random)
-
-
-def _emit(as_json: bool, data: dict[str, Any], text: str) -> None:
-    typer.echo(json.dumps(data, ensure_ascii=False) if as_json else text)
 
 
 @eval_app.command(
@@ -143,7 +140,7 @@ def run(
         if not json_:
             typer.echo(_sentence(rows[-1]))
     if json_:
-        _emit(True, {"results": rows}, "")
+        emit(True, {"results": rows}, "")
 
 
 def _task_names(given: list[str] | None) -> list[str]:
@@ -327,7 +324,7 @@ def compare(
     from ..eval.compare import compare as compare_results
 
     found = compare_results(a, b, metric=metric, seed=seed)
-    _emit(json_, found.to_dict(), found.to_text())
+    emit(json_, found.to_dict(), found.to_text())
 
 
 @eval_app.command()
@@ -340,6 +337,6 @@ def table(
     from ..eval.results import read_result
 
     if json_:
-        _emit(True, {"results": [_summary(read_result(file), file) for file in files]}, "")
+        emit(True, {"results": [_summary(read_result(file), file) for file in files]}, "")
         return
     typer.echo(make_table(files))

@@ -1,24 +1,87 @@
-"""What a model is made of, and what this machine has."""
+"""The command line's ``inspect`` and ``info``: what a model says and is made of."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
-import transformers
-from transformers import AutoConfig
+import typer
 
 from .. import __version__
 from ..errors import WeightsError
-from ..model.config import AlignVLMConfig
-from ..model.generation import AlignVLMForConditionalGeneration
-from ..weights.resolve import home, resolve
+from .options import DPI, Dpi, Json, Model, emit
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def inspect(
+    model: Model,
+    file: Annotated[Path, typer.Argument(help="page image or PDF")],
+    out: Annotated[Path, typer.Option("--out", help="folder for heat-map and JSON")] = Path(
+        "inspect"
+    ),
+    page: Annotated[int, typer.Option(min=1, help="page of a PDF")] = 1,
+    k: Annotated[int, typer.Option(min=1, help="tokens listed for each visual token")] = 5,
+    dpi: Dpi = DPI,
+    json_: Json = False,
+) -> None:
+    """Write what each visual token says: a heat map (PNG) and its top tokens (JSON)."""
+    from ..documents.opening import load_pages
+    from ..inference.ask import load_model
+    from ..inference.inspect import heat_map, read_page
+
+    image = load_pages(file, dpi=dpi, pages=str(page))[0]
+    loaded, processor = load_model(model)
+    reading = read_page(loaded, processor, image, k)
+    picture, table = out / f"{file.stem}.png", out / f"{file.stem}.json"
+    out.mkdir(parents=True, exist_ok=True)
+    for path, write in (
+        (picture, lambda p: heat_map(image, reading).save(p, format="PNG")),
+        (table, lambda p: p.write_text(json.dumps(reading.to_dict()), encoding="utf-8")),
+    ):
+        partial = path.with_name(path.name + ".partial")
+        write(partial)
+        partial.replace(path)
+    text = reading.text(processor.tokenizer)
+    data = {
+        "heat_map": str(picture),
+        "json": str(table),
+        "text": text,
+        "entropy": reading.entropy,
+        "effective_vocab": reading.effective_vocab,
+    }
+    lines = [
+        f"reads: {line}" if not number else f"       {line}"
+        for number, line in enumerate(text.splitlines() or ["(nothing)"])
+    ]
+    lines.append(
+        f"entropy {reading.entropy:.2f} nats, effective vocabulary {reading.effective_vocab:.1f}"
+    )
+    emit(json_, data, "\n".join([*lines, f"wrote {picture} and {table}"]))
+
+
+def info(
+    model: Annotated[
+        str | None, typer.Argument(help="folder or hub id; none: this machine")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Say what a model is made of, or what this machine has."""
+    data = machine_info() if model is None else model_info(model)
+    emit(json_, data, "\n".join(f"{key}: {value}" for key, value in data.items()))
 
 
 def machine_info() -> dict[str, Any]:
     """Versions, device and cache folder, as a bug report needs them."""
+    import torch
+    import transformers
+
+    from ..weights.resolve import home
+
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     return {
         "alignvlm": __version__,
@@ -38,6 +101,13 @@ def model_info(reference: str) -> dict[str, Any]:
     Raises:
         WeightsError: not an alignvlm model.
     """
+    import torch
+    from transformers import AutoConfig
+
+    from ..model.config import AlignVLMConfig
+    from ..model.generation import AlignVLMForConditionalGeneration
+    from ..weights.resolve import resolve
+
     folder = resolve(reference)
     try:
         config = AutoConfig.from_pretrained(folder)
@@ -49,7 +119,7 @@ def model_info(reference: str) -> dict[str, Any]:
         model = AlignVLMForConditionalGeneration(config)
     core = model.model
 
-    def count(module: torch.nn.Module) -> int:
+    def count(module: nn.Module) -> int:
         return sum(p.numel() for p in module.parameters())
 
     rows, cols = config.feature_grid

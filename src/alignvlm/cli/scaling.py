@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..errors import ConfigError
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON line.")]
+from .options import DPI, Dpi, Json, Model, Recipe, Sets, emit, shows_progress
 
 
 def batch(
-    model: Annotated[str, typer.Argument(help="folder or hub id of a trained model")],
+    model: Model,
     source: Annotated[
         Path, typer.Argument(metavar="INPUT", help="folder of PDFs and pictures, or records.jsonl")
     ],
@@ -32,7 +29,7 @@ def batch(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="pages answered together")] = 4,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="length of an answer")] = 512,
-    dpi: Annotated[float, typer.Option(help="resolution PDFs are rendered at")] = 144,
+    dpi: Dpi = DPI,
     repetition_guard: Annotated[
         bool, typer.Option(help="end an answer that goes round in circles")
     ] = True,
@@ -58,13 +55,13 @@ def batch(
         asking=asking,
         pool=Pool(address, actors, num_gpus, batch_size),
         retry_errors=retry_errors,
-        progress=sys.stderr.isatty() and not json_,
+        progress=shows_progress(json_),
     )
-    typer.echo(json.dumps(summary.to_dict(), ensure_ascii=False) if json_ else summary.to_text())
+    emit(json_, summary.to_dict(), summary.to_text())
 
 
 def plan(
-    recipe: Annotated[str, typer.Argument(help="a shipped recipe's name, or a YAML file")],
+    recipe: Recipe,
     gpus: Annotated[int, typer.Option(min=1, help="how many, on all machines")] = 8,
     gpu: Annotated[str, typer.Option(help="h100, h200, a100-80, a100-40, l40s, rtx4090")] = "h100",
     mfu: Annotated[
@@ -76,10 +73,7 @@ def plan(
     samples: Annotated[
         list[str] | None, typer.Option(help="samples of a stage: STAGE=N. Repeatable.")
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Override a recipe key: a.b=value. Repeatable."),
-    ] = None,
+    set_: Sets = None,
     json_: Json = False,
 ) -> None:
     """Say what a recipe takes on many GPUs: memory, operations, hours. Loads no weights."""
@@ -88,7 +82,7 @@ def plan(
 
     counts = dict(_count(text) for text in samples or [])
     made = run(load_recipe(recipe, set_), gpus, gpu, mfu=mfu, tiles=tiles, samples=counts)
-    typer.echo(json.dumps(made.to_dict(), ensure_ascii=False) if json_ else made.to_text())
+    emit(json_, made.to_dict(), made.to_text())
 
 
 def _count(text: str) -> tuple[str, int]:

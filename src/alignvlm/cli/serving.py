@@ -1,4 +1,4 @@
-"""The command line's ``serve``: a model behind OpenAI's chat interface."""
+"""The command line's ``serve`` and ``demo``: a model behind OpenAI's interface, or a web page."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from typing import Annotated
 
 import typer
 
-from ..errors import ConfigError
+from ..errors import AlignVLMError, ConfigError
+from .options import Model
 
 MIB = 2**20
 
 
 def serve(
-    model: Annotated[str, typer.Argument(help="folder or hub id of a trained model")],
+    model: Model,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8000,
     name: Annotated[
@@ -68,4 +69,37 @@ def serve(
         api_key=api_key,
         allow_no_key=allow_no_key,
         report=typer.echo,
+    )
+
+
+def demo(
+    model: Model,
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="default: the first free one from 7860 on"),
+    ] = None,
+    max_pages: Annotated[int, typer.Option(min=1, help="pages read of a document")] = 8,
+    open_: Annotated[
+        bool, typer.Option("--open/--no-open", help="open the page in this machine's browser")
+    ] = False,
+) -> None:
+    """Open a web page: drop a page or PDF, ask, and see what each part of it is read as.
+
+    The page is for this machine alone unless --host says otherwise. It needs no network and sends
+    nothing anywhere.
+    """
+    try:
+        from ..demo.web_page import run
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise AlignVLMError("the web page needs gradio: pip install 'alignvlm[ui]'") from None
+    run(
+        model,
+        host=host,
+        port=port,
+        max_pages=max_pages,
+        open_browser=open_,
+        report=lambda line: typer.echo(line),
     )

