@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -26,18 +25,14 @@ from ..model.outputs import Encoded
 from ..reader.cut import BYTES
 from ..reader.page import Box, PageTokens
 from ..tiling import Grid
+from .values import CURRENCY
 
 ABSENT = "not on this page"
 """The one answer that need not stand on the page."""
 UNSURE = math.log(0.05)
 """Another character is allowed in a place if it is at least so probable, relative to the best."""
-CURRENCIES = ("RM", "MYR", "USD", "EUR", "GBP", "CHF", "SGD", "AUD", "CAD", "INR", "IDR", "JPY",
-              "CNY", "Rs", "Rp", "kr")  # fmt: skip
-"""Letters that may stand right before an amount without being part of it."""
 _OPEN, _CLOSE = "([{<\"'“‘«*#", ")]}>\"'”’»*.,:;!?"
 _PARTS = re.compile(r"[:;=|(\[]")
-_SIGNS = "".join(c for c in map(chr, range(0x20D0)) if unicodedata.category(c) == "Sc")
-_CURRENCY = re.compile(f"{'|'.join(CURRENCIES)}|[A-Z]{{0,3}}[{_SIGNS}]")
 
 
 class SpanWord(NamedTuple):
@@ -284,7 +279,7 @@ def _may_begin(head: str, tail: str) -> bool:
     if head[-2:-1].isdigit() and tail[0].isdigit():
         return False  # 10:30
     own = _PARTS.split(head)[-1].strip(_OPEN)
-    return not own or (_CURRENCY.fullmatch(own) is not None and tail[0] in "0123456789.-+")
+    return not own or (CURRENCY.fullmatch(own) is not None and tail[0] in "0123456789.-+")
 
 
 def _may_end(head: str, tail: str) -> bool:
