@@ -21,6 +21,7 @@ from .answers import ask, embed
 from .datasets import data_app
 from .demo_page import demo
 from .evaluation import eval_app
+from .extraction import extract
 from .models import compose, convert
 from .prune_command import prune
 from .scaling import batch, plan
@@ -35,7 +36,20 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(eval_app, name="eval")
-for verb in (ask, embed, compose, prune, convert, finetune, merge, serve, demo, batch, plan):
+for verb in (
+    ask,
+    extract,
+    embed,
+    compose,
+    prune,
+    convert,
+    finetune,
+    merge,
+    serve,
+    demo,
+    batch,
+    plan,
+):
     app.command()(verb)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON line.")]
