@@ -14,11 +14,13 @@ import typer
 from tests.inference.test_extractive import a_page
 from typer.testing import CliRunner, Result
 
+from alignvlm.cli.answers import ask
 from alignvlm.cli.extraction import extract
 from alignvlm.errors import AlignVLMError
+from alignvlm.inference import ask as ask_module
 from alignvlm.inference import extract as module
-from alignvlm.inference import extractive
 from alignvlm.inference.ask import encode_pages
+from alignvlm.inference.extractive import PageSpans
 
 LINES = {56: "136.94", 57: "Nairobi", 59: ""}
 """What is read on a page so wide."""
@@ -37,11 +39,17 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
         return encode_pages(model, processor, pages)._replace(pages=read)
 
     monkeypatch.setattr(module, "encode_pages", encoded)
-    monkeypatch.setattr(extractive, "ABSENT", "")  # a tiny model would say that
+    monkeypatch.setattr(PageSpans, "absent", "")  # a tiny model would say that
     transformers.logging.disable_progress_bar()  # as app.py does
+    monkeypatch.setattr(ask_module, "encode_pages", encoded)
     app = typer.Typer()
     app.command()(extract)
-    yield lambda *arguments: CliRunner().invoke(app, [str(a) for a in arguments])
+    app.command()(ask)
+
+    def call(*arguments: Any, verb: str = "extract") -> Result:
+        return CliRunner().invoke(app, [verb, *map(str, arguments)])
+
+    yield call
     transformers.logging.enable_progress_bar()
 
 
@@ -163,3 +171,16 @@ def test_bad_input_is_one_line(run, tiny_model_dir, folder, options, words):
 
 def test_nothing_that_could_be_read_is_an_error(run, tiny_model_dir, tmp_path):
     refused(run(tiny_model_dir, tmp_path / "no.png", "--fields", "a"), "no.png")
+
+
+def test_ask_can_be_held_to_the_words_of_the_page(run, tiny_model_dir, folder, make_image):
+    given = (tiny_model_dir, folder / "b.png", "Where?", "--extractive")
+    lines = run(*given, "--boxes", verb="ask").stdout.splitlines()
+    assert lines[:2] == ["Nairobi", f"source: {folder / 'b.png'} page 1 (Nairobi)"]
+    assert lines[2].startswith("  Nairobi: page 1, ")
+    assert lines[2].endswith("score 0.93")
+    data = json.loads(run(*given, "--json", verb="ask").stdout)
+    assert data["answer"] == "Nairobi"
+    make_image(59, 28, 3).save(folder / "blank.png")
+    blank = run(tiny_model_dir, folder / "blank.png", "Where?", "--extractive", verb="ask")
+    assert blank.stdout == "\nsource: not on this page\n"

@@ -14,7 +14,6 @@ from tests.inference.test_extractive import a_page
 from alignvlm.documents.page_images import PageImage
 from alignvlm.errors import AlignVLMError, ConfigError, DataError
 from alignvlm.inference import extract as module
-from alignvlm.inference import extractive
 from alignvlm.inference.ask import ask, encode_pages
 from alignvlm.inference.confidence import Calibration
 from alignvlm.inference.extract import (
@@ -24,6 +23,7 @@ from alignvlm.inference.extract import (
     extract,
     field_questions,
 )
+from alignvlm.inference.extractive import PageSpans
 
 
 class Invoice(BaseModel):
@@ -56,7 +56,7 @@ def reading(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 @pytest.fixture
 def always_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """The answers are words of the page, whatever a tiny model would rather say."""
-    monkeypatch.setattr(extractive, "ABSENT", "")
+    monkeypatch.setattr(PageSpans, "absent", "")
 
 
 @pytest.fixture

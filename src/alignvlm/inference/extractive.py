@@ -118,6 +118,8 @@ class PageSpans:
         pages: what was read on each, with px of its boxes for each px of the page image.
     """
 
+    absent = ABSENT
+
     def __init__(self, pages: Sequence[tuple[PageTokens, float]]) -> None:
         self._pages = pages
         self._chars: list[list[tuple[str, float]]] = []  # at each place what may stand, best first
@@ -130,7 +132,7 @@ class PageSpans:
                 self._add_row(number, index, row.characters)
             self._bound(first)
         self._absent = len(self._chars)
-        self._add(ABSENT)
+        self._add(self.absent)
 
     def _add_row(self, page: int, row: int, characters: Any) -> None:
         ratios = characters.log_ratio.detach().tolist()

@@ -84,7 +84,8 @@ def parse_number(text: str, spelling: Spelling | None = None) -> Parsed:
     decimal = (spelling or Spelling()).decimal
     if len(found) > 1 and decimal is None:
         return Parsed(None, f"{text!r}: {found[0]} or {found[1]}? (--decimal . or , says it)")
-    value = found[0] if len(found) == 1 or decimal in match["number"] else found[1]
+    whole = len(found) > 1 and (decimal or "") not in match["number"]
+    value = found[1] if whole else found[0]
     return Parsed(-value if signs and signs != ["+"] else value)
 
 
