@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+from tests.inference.test_extractive import a_page as read_as
 
 from alignvlm.documents.page_images import PageImage
 from alignvlm.errors import ConfigError
-from alignvlm.inference.cite import ReadPage, cite, cited_pages, read_pages
+from alignvlm.inference.cite import ReadPage, cite, cite_span, cited_pages, read_pages, uncited
+from alignvlm.inference.extractive import PageSpans
 from alignvlm.inference.inspect import CellReading, PageReading, read_page
 
 BLANK = 0
@@ -69,6 +71,53 @@ def test_less_probable_tokens_may_spell_a_word():
     one = a_page({0: [("Paris", 0.5), ("Rome", 0.45)]})
     assert cite("Rome", [one])[0].score == pytest.approx(0.9)
     assert cite("Rome", [a_page({0: [("Paris", 0.5), ("Rome", 0.1)]})]) == []
+
+
+@pytest.mark.parametrize(
+    ("word", "row"),
+    [
+        ("$31.48", "€|3|1|.|4|8"),
+        ("$31.48", " 3|1|.|4|8"),
+        ("31.48", "$|3|1|.|4|8"),
+        ("31.49", " 3|1|.|4|8"),
+        ("31.48", "1|3|1|.|4|8"),
+        ("131.48", "3|1|.|4|8"),
+        ("31.48", " -|3|1|.|4|8"),
+        ("-31.48", " 3|1|.|4|8"),
+        ("31.48", "3|1|.|4|8|-"),
+        ("31.48", "3|1|.|4|8|0"),
+        ("131.48", "1|,|1|3|1|.|4|8"),
+        ("50", "5|0|%"),
+        ("2018", "12|-|2|0|1|8"),
+        ("1234567", "123|4|5|6|8"),
+    ],
+)
+def test_what_has_a_digit_or_a_sign_is_cited_by_itself_alone(word, row):
+    page = a_page(row)
+    assert cite(word, [page]) == []
+    assert uncited(word, []) == [word]
+
+
+@pytest.mark.parametrize(
+    ("word", "row"),
+    [
+        ("$31.48", "Total|:| $|3|1|.|4|8"),
+        ("31.48", "Total|:|3|1|.|4|8| RM"),
+        ("31.48.", "(|3|1|.|4|8|)"),
+        ("-31.48", "\u2212|3|1|.|4|8|,"),
+        ("12-feb-2009", "12|-|Feb|-|2009"),
+        ("INV123", "inv|123"),
+    ],
+)
+def test_case_and_punctuation_around_a_number_may_differ(word, row):
+    (found,) = cite(word, [a_page(row)])
+    assert found.score == 1.0
+    assert uncited(word, [found]) == []
+
+
+def test_less_probable_tokens_do_not_spell_a_number():
+    assert cite("14", [a_page({0: "1", 1: [("7", 0.5), ("4", 0.45)]})]) == []
+    assert uncited("Total 14 or so", []) == ["14"]
 
 
 def test_blank_is_never_text():
@@ -143,3 +192,18 @@ def test_other_connectors_cannot_cite(make_model, make_processor, make_image):
     model = make_model("mlp")
     with pytest.raises(ConfigError, match="align"):
         read_pages(model, make_processor(model.config), [PageImage(make_image(), "x.png", 1)])
+
+
+def test_a_span_is_cited_where_it_was_read(make_image):
+    pages = [PageImage(make_image(), "a.pdf", 3, 2.0), PageImage(make_image(), "b.png", 1)]
+    spans = PageSpans([(read_as("x"), 1.0), (read_as("Total 31.48"), 1.0)])
+    span = spans.find("31.48")
+    assert span is not None
+    (found,) = cite_span(span, pages)
+    assert (found.file, found.page, found.word, found.points) == ("b.png", 1, "31.48", None)
+    assert found.box == (60.0, 0.0, 110.0, 10.0)
+    assert found.score == pytest.approx(0.99**5, abs=1e-5)
+    span = spans.find("x")
+    assert span is not None
+    (found,) = cite_span(span, pages)
+    assert (found.file, found.page, found.points) == ("a.pdf", 3, (0.0, 0.0, 5.0, 5.0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..documents.page_images import PageImage, Pages
     from ..inference.ask import Answer
     from ..inference.cite import Citation
+    from ..model.outputs import Encoded
 
 MAX_PAGES = 8
 """Pages used unless more are asked for."""
@@ -39,6 +40,9 @@ def ask(
     no_cite: Annotated[
         bool, typer.Option("--no-cite", help="do not look the answer up on the pages; faster")
     ] = False,
+    extractive: Annotated[
+        bool, typer.Option("--extractive", help="answer with words of the page only")
+    ] = False,
     dpi: Dpi = DPI,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
     json_: Json = False,
@@ -56,6 +60,7 @@ def ask(
         raise ConfigError("--boxes needs the citations that --no-cite leaves out")
     found = _pages(files, pages, max_pages, password, dpi)
     asker = _Asker(model, question, max_new_tokens, cites=not no_cite, boxes=boxes)
+    asker.extractive = extractive
     common = {"question": question, "files": files, "left_out": found.left_out}
     if each:
         answers = sorted((asker.ask([page]) for page in found), key=_rank)
@@ -134,6 +139,7 @@ class _Asker:
             raise ConfigError(f"--boxes needs the 'align' connector; {self._no_vocabulary()}")
         self.cites = cites and self.reads
         self.silent = not cites
+        self.extractive = False
 
     def _no_vocabulary(self) -> str:
         return f"this model's is {self.model.config.connector.type!r}, which has no P_vocab"
@@ -149,6 +155,8 @@ class _Asker:
         for place, read in zip(places, encoded.pages or []):
             if not len(read):
                 typer.echo(f"note: nothing was read on {place.file} page {place.page}", err=True)
+        if self.extractive:
+            return self._ask_for_words(pages, places, encoded)
         answer = ask(
             self.model,
             self.processor,
@@ -161,6 +169,33 @@ class _Asker:
             return answer, places, []
         read = read_pages(self.model, self.processor, pages, encoded=encoded)
         return answer, places, cite(answer.text, read)
+
+    def _ask_for_words(
+        self, pages: list[PageImage], places: list[_Place], encoded: Encoded
+    ) -> tuple[Answer, list[_Place], list[Citation]]:
+        """An answer that can only be words of the pages, with their places."""
+        from transformers import LogitsProcessorList
+
+        from ..inference.ask import ask
+        from ..inference.cite import cite_span
+        from ..inference.extractive import ExtractiveDecoding, TokenBytes, end_ids, page_spans
+
+        images = [page.image for page in pages]
+        spans = page_spans(self.model, [image.size for image in images], encoded)
+        tokens = TokenBytes(self.processor.tokenizer, self.model.lm_head.out_features)
+        decoding = ExtractiveDecoding([spans], tokens, end_ids(self.model))
+        answer = ask(
+            self.model,
+            self.processor,
+            images,
+            self.question,
+            max_new_tokens=self.max_new_tokens,
+            encoded=encoded,
+            logits_processor=LogitsProcessorList([decoding]),
+        )
+        span = spans.find(answer.text)
+        answer = replace(answer, text="" if span is None else span.text)
+        return answer, places, cite_span(span, pages) if span and self.cites else []
 
     def data(
         self, answer: Answer, pages: list[_Place], citations: list[Citation]
@@ -194,12 +229,15 @@ class _Asker:
         return [first, *(f"    {line}" for line in self._sources(answer, citations))]
 
     def _sources(self, answer: Answer, citations: list[Citation]) -> list[str]:
-        from ..inference.cite import cited_pages
+        from ..inference.cite import cited_pages, uncited
+        from ..inference.extractive import ABSENT
 
         if self.silent:
             return []
         if not self.cites:
             return [f"source: unknown, {self._no_vocabulary()}"]
+        if self.extractive and not answer.text:
+            return [f"source: {ABSENT}"]
         if not citations:
             return ["source: none of the answer's words was found on the pages as they are read"]
         lines = []
@@ -208,6 +246,8 @@ class _Asker:
             words = " ".join(citation.word for citation in here)
             lines.append(f"source: {file} page {page} ({words})")
             lines += [_box_line(citation) for citation in here] if self.boxes else []
+        if missing := uncited(answer.text, citations):
+            lines.append(f"not on the pages as they are read: {' '.join(missing)}")
         return lines
 
 

@@ -19,13 +19,14 @@ from .adapting import finetune, merge, train
 from .answers import ask, embed
 from .datasets import data_app
 from .evaluation import eval_app
+from .extraction import extract
 from .info import info, inspect
 from .models import compose, convert, prune, pull
 from .scaling import batch, plan
 from .serving import demo, serve
 
 VERBS = (
-    *(pull, info, ask, inspect, embed, demo, serve, batch),
+    *(pull, info, ask, extract, inspect, embed, demo, serve, batch),
     *(train, finetune, merge, compose, prune, convert, plan),
 )
 

@@ -2,22 +2,26 @@
 
 P_vocab says which token starts under each visual token. The tokens of one row of visual tokens,
 blank ones left out, are the text of that row. Each word of the answer is looked up in these texts:
-as it is, with a few wrong letters, or spelled by tokens that were not the most probable ones. Among
-several places the one next to the answer's neighbouring words is taken.
+as it is, with a few wrong letters, or spelled by tokens that were not the most probable ones. A
+word with a digit, a sign or a currency is looked up as it is alone. Among several places the one
+next to the answer's neighbouring words is taken.
 """
 
 from __future__ import annotations
 
+import math
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from itertools import pairwise
+
+from rapidfuzz.distance import Indel
 
 from ..documents.page_images import PageImage
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..model.outputs import Encoded
 from ..processing.processor import AlignVLMProcessor
+from .extractive import Span
 from .inspect import CellReading, PageReading, read_page
 
 Box = tuple[float, float, float, float]
@@ -64,7 +68,8 @@ class Citation:
         box: x0, y0, x1, y1 of the visual tokens in which the word's tokens start, in px of the page
             image, y down. A token's later letters may lie right of it.
         points: the same in PDF points (1/72 inch) from the page's top left; None for a picture.
-        score: 1 where the most probable tokens spell the word, at least ``MIN_SCORE``.
+        score: 1 where the most probable tokens spell the word, at least ``MIN_SCORE``; of an extractive
+            answer see :func:`cite_span`.
     """
 
     file: str
@@ -112,6 +117,9 @@ def read_pages(
 def cite(answer: str, readings: list[ReadPage]) -> list[Citation]:
     """Find the words of an answer on its pages.
 
+    A word with a digit, a sign or a currency is cited by the same word only: case and the
+    punctuation around it may differ.
+
     Returns:
         At most one citation for each word, in the answer's order; words that are on no page, and
         short words that stand alone there, have none.
@@ -134,6 +142,31 @@ def cite(answer: str, readings: list[ReadPage]) -> list[Citation]:
         if not alone:
             citations.append(_citation(index, word, place, readings[place.page]))
     return citations
+
+
+def cite_span(span: Span, pages: Sequence[PageImage]) -> list[Citation]:
+    """The words of an extractive answer, each where it was read.
+
+    Args:
+        span: of these pages, as :meth:`PageSpans.find` gives it.
+
+    Returns:
+        A citation a word; its score is the probability that the whole span was read right.
+    """
+    found = []
+    for index, (word, number, box) in enumerate(span.words):
+        page = pages[number]
+        x0, y0, x1, y1 = box if page.scale is None else (edge / page.scale for edge in box)
+        points = None if page.scale is None else (x0, y0, x1, y1)
+        sure = math.exp(span.log_probability)
+        found.append(Citation(page.file, page.page, word, index, word, box, points, sure))
+    return found
+
+
+def uncited(answer: str, citations: list[Citation]) -> list[str]:
+    """Words with a digit, a sign or a currency that stand on no page, in the answer's order."""
+    found = {citation.index for citation in citations}
+    return [w for i, w in enumerate(answer.split()) if i not in found and _exact(_plain(w))]
 
 
 def cited_pages(citations: list[Citation]) -> list[tuple[str, int]]:
@@ -171,7 +204,15 @@ class _Place:
 
 
 def _plain(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).strip(PUNCTUATION).casefold()
+    text = unicodedata.normalize("NFKC", text).replace("\u2212", "-")
+    return text.strip(PUNCTUATION).casefold()
+
+
+def _exact(word: str) -> bool:
+    """Whether another spelling would be another value."""
+    return word[:1] in ("+", "-", "±") or any(
+        char.isdigit() or char == "%" or unicodedata.category(char) == "Sc" for char in word
+    )
 
 
 def _rows(page: int, reading: PageReading) -> Iterator[_Row]:
@@ -207,17 +248,15 @@ def _far(before: CellReading, cell: CellReading) -> bool:
 def _places(word: str, rows: list[_Row]) -> list[_Place]:
     if not word:
         return []
-    matcher = SequenceMatcher(autojunk=False)
-    matcher.set_seq2(word)  # what is compared with many texts goes second, says difflib
     known: dict[str, float] = {}
+    exact = _exact(word)
     places = []
     for row in rows:
         for first in range(len(row.cells)):
             if not _plain(row.texts[first]):
                 continue  # a word does not start with what is no part of words
-            best = max(
-                _windows(word, row, first, matcher, known), key=lambda m: m[1], default=(0, 0.0)
-            )
+            found = _same(word, row, first) if exact else _windows(word, row, first, known)
+            best = max(found, key=lambda m: m[1], default=(0, 0.0))
             if best[1] >= MIN_SCORE:
                 cells = row.cells[first : best[0] + 1]
                 places.append(_Place(row.page, row.number, first, best[0], best[1], cells))
@@ -225,8 +264,34 @@ def _places(word: str, rows: list[_Row]) -> list[_Place]:
     return [place for place in places[:PLACES] if place.score > places[0].score - CLOSE]
 
 
+def _same(word: str, row: _Row, first: int) -> Iterator[tuple[int, float]]:
+    """Last token and score of the text that is the word, nothing but punctuation around it."""
+    text = ""
+    for last in range(first, len(row.cells)):
+        text += row.texts[last]
+        plain = _plain(text)
+        if plain == word:
+            before, after = "".join(row.texts[:first]), "".join(row.texts[last + 1 :])
+            if _apart(before, text, after):
+                yield last, 1.0
+        if len(plain) > len(word):
+            return
+
+
+def _apart(before: str, text: str, after: str) -> bool:
+    """Whether what stands around a word is no part of it, such as a sign or another digit."""
+    body = text.strip(PUNCTUATION)
+    left = before + text[: text.index(body)]
+    right = text[text.index(body) + len(body) :] + after
+    if left[-1:] not in PUNCTUATION or right[:1] not in PUNCTUATION:
+        return False
+    return not (left[-2:-1].isdigit() and not left[-1].isspace()) and not (
+        right[1:2].isdigit() and not right[0].isspace()
+    )
+
+
 def _windows(
-    word: str, row: _Row, first: int, matcher: SequenceMatcher, known: dict[str, float]
+    word: str, row: _Row, first: int, known: dict[str, float]
 ) -> Iterator[tuple[int, float]]:
     """Last token and score of the texts that start with one token and resemble the word."""
     whole = len(word) < SHORT
@@ -251,20 +316,10 @@ def _windows(
             if len(word) in spelled:
                 yield last, spelled[len(word)] / (last - first + 1)
             if plain not in known:
-                known[plain] = _similarity(plain, word, matcher)
+                known[plain] = Indel.normalized_similarity(plain, word, score_cutoff=MIN_SCORE)
             yield last, known[plain] if not whole or plain == word else 0.0
         if len(plain) > 1.5 * len(word) + 1:
             return
-
-
-def _similarity(text: str, word: str, matcher: SequenceMatcher) -> float:
-    if text == word:
-        return 1.0
-    matcher.set_seq1(text)
-    # each bounds the next from above and is cheaper
-    if matcher.real_quick_ratio() < MIN_SCORE or matcher.quick_ratio() < MIN_SCORE:
-        return 0.0
-    return matcher.ratio()
 
 
 def _starts_word(row: _Row, index: int) -> bool:

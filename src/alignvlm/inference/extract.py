@@ -1,0 +1,388 @@
+"""Fields from documents: each page is encoded and prefilled once, and all fields are asked of it
+in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, cast
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+from transformers import LogitsProcessorList
+
+from ..documents.page_images import PageImage
+from ..errors import ConfigError, DataError, nearest
+from ..model.generation import AlignVLMForConditionalGeneration
+from ..model.outputs import CACHE, Encoded
+from ..processing.processor import AlignVLMProcessor
+from ..reader.page import Box
+from .ask import build_prompt, encode_pages
+from .confidence import Calibration, probability, score
+from .extractive import ExtractiveDecoding, PageSpans, Span, TokenBytes, end_ids, page_spans
+from .values import Kind, Spelling, parse
+
+QUESTION = "What is the {}?"
+"""How a field without a description is asked for."""
+KINDS: tuple[Kind, ...] = ("text", "number", "integer", "date")
+_BY_NAME: dict[str, Kind] = {
+    "date": "date", "total": "number", "subtotal": "number", "amount": "number",
+    "price": "number", "tax": "number",
+}  # fmt: skip
+_AT_TOP = {"$schema", "$id", "title", "description", "type", "properties", "required",
+           "additionalProperties"}  # fmt: skip
+_AT_FIELD = {"title", "description", "type", "format", "default", "anyOf", "examples"}
+
+Schema = Sequence[str] | Mapping[str, Any] | type[BaseModel]
+"""Names, perhaps ``name:kind``; a JSON Schema; or a pydantic model's class."""
+M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class FieldQuestion:
+    """A field and how it is asked for."""
+
+    name: str
+    question: str
+    kind: Kind = "text"
+
+
+@dataclass(frozen=True)
+class FieldValue:
+    """What a document says of a field.
+
+    Attributes:
+        value: ``str``, ``Decimal``, ``int`` or ``datetime.date``; ``None``: there is none.
+        text: the words on the page; empty if the field is not there.
+        page: the page they stand on, as :class:`PageImage` counts it; ``None`` without words.
+        boxes: x0, y0, x1, y1 of each line of them, px of the page image.
+        confidence: probability that it is right; 0 without a page that could be read.
+        note: why there is no value although there are words.
+    """
+
+    value: Any = None
+    text: str = ""
+    page: int | None = None
+    boxes: list[Box] = field(default_factory=list)
+    confidence: float = 0.0
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What a document says.
+
+    Attributes:
+        values: of each field, in the schema's order.
+        unread: pages on which nothing was read.
+    """
+
+    values: dict[str, FieldValue]
+    unread: list[int]
+
+    def to(self, model: type[M]) -> M:
+        """The values as a pydantic model; fields without a value keep their default.
+
+        Raises:
+            pydantic.ValidationError: a field that must be there has no value.
+        """
+        found = {name: own.value for name, own in self.values.items() if own.value is not None}
+        return model.model_validate(found)
+
+
+def field_questions(schema: Schema) -> list[FieldQuestion]:
+    """The fields of a schema.
+
+    A name alone is a date or a number if its last word says so (``invoice_date``, ``total``);
+    ``name:kind`` says it outright, and a JSON Schema by ``type`` and ``format``.
+
+    Raises:
+        ConfigError: no fields, one twice, or what extraction cannot give; names the field.
+    """
+    if isinstance(schema, type):
+        schema = schema.model_json_schema()
+    made = _of_schema(schema) if isinstance(schema, Mapping) else [_of_name(n) for n in schema]
+    names = [one.name for one in made]
+    if not names:
+        raise ConfigError("there are no fields to extract")
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"field {name!r} is there twice")
+    return made
+
+
+def _of_name(text: str) -> FieldQuestion:
+    name, colon, kind = (part.strip() for part in text.partition(":"))
+    if not name:
+        raise ConfigError(f"a field without a name: {text!r}")
+    words = name.replace("_", " ")
+    if not colon:
+        kind = _BY_NAME.get(words.split()[-1].lower(), "text")
+    if kind not in KINDS:
+        hint = nearest(kind, KINDS)
+        raise ConfigError(f"field {name!r}: {kind!r} is none of {', '.join(KINDS)}{hint}")
+    return FieldQuestion(name, QUESTION.format(words), cast(Kind, kind))
+
+
+def _of_schema(schema: Mapping[str, Any]) -> list[FieldQuestion]:
+    if unknown := sorted(set(schema) - _AT_TOP):
+        raise ConfigError(
+            f"the schema has {unknown[0]!r}{nearest(unknown[0], _AT_TOP)}: one flat object of "
+            "fields can be extracted"
+        )
+    properties = schema.get("properties")
+    if schema.get("type") != "object" or not isinstance(properties, Mapping):
+        raise ConfigError("the schema must be of type 'object' and have 'properties'")
+    return [_of_property(name, own) for name, own in properties.items()]
+
+
+def _of_property(name: str, schema: Any) -> FieldQuestion:
+    if not isinstance(schema, Mapping):
+        raise ConfigError(f"field {name!r} must be an object with a 'type'")
+    if "anyOf" in schema:  # as pydantic writes an optional field, or a decimal
+        some = [s for s in schema["anyOf"] if s.get("type") != "null"]
+        some = [s for s in some if s.get("type") == "number"] or some
+        schema = {**{k: v for k, v in schema.items() if k != "anyOf"}, **(some or [{}])[0]}
+    kind = schema.get("type")
+    if kind == "array":
+        raise ConfigError(
+            f"field {name!r} is an array: a field is answered by one place on the page, so "
+            "repeated values such as table rows cannot be extracted"
+        )
+    if unknown := sorted(set(schema) - _AT_FIELD):
+        raise ConfigError(
+            f"field {name!r} has {unknown[0]!r}{nearest(unknown[0], _AT_FIELD)}, which is not "
+            "checked against what a page says"
+        )
+    form = schema.get("format")
+    kinds: dict[tuple[Any, Any], Kind] = {
+        ("string", None): "text", ("string", "date"): "date", ("number", None): "number",
+        ("integer", None): "integer",
+    }  # fmt: skip
+    if (kind, form) not in kinds:
+        shown = f"type {kind!r}" + (f" with format {form!r}" if form else "")
+        raise ConfigError(
+            f"field {name!r}: {shown} cannot be extracted; there are string, string with format "
+            "'date', number and integer"
+        )
+    question = schema.get("description") or QUESTION.format(name.replace("_", " "))
+    return FieldQuestion(name, question, kinds[kind, form])
+
+
+@dataclass(frozen=True)
+class FieldAnswer:
+    """One answer of a batch: its words, and the log-probability of its tokens, the end included."""
+
+    text: str
+    score: float
+
+
+@torch.inference_mode()
+def answer_together(
+    model: AlignVLMForConditionalGeneration,
+    processor: AlignVLMProcessor,
+    page: PageImage,
+    questions: Sequence[str],
+    encoded: Encoded,
+    *,
+    spans: PageSpans | None = None,
+    tokens: TokenBytes | None = None,
+    max_new_tokens: int = 64,
+) -> list[FieldAnswer]:
+    """Some questions about one page, each by itself, from one prefill; greedy.
+
+    What the prompts have in common is run through the language model once; its cache is repeated
+    for what differs.
+
+    Args:
+        encoded: the page as :func:`alignvlm.inference.ask.encode_pages` gave it.
+        spans, tokens: leave the answers only spans of the page.
+
+    Raises:
+        DataError: prompt and answer do not fit the language model's context.
+    """
+    prompts = [
+        build_prompt(
+            model, processor, [page.image], question,
+            max_new_tokens=max_new_tokens, encoded=encoded,
+        ).inputs
+        for question in questions
+    ]  # fmt: skip
+    rows = [prompt["input_ids"][0] for prompt in prompts]
+    shared = _shared(rows, processor.image_token_id)
+    start = model(inputs_embeds=prompts[0]["inputs_embeds"][:, :shared], use_cache=True,
+                  logits_to_keep=1)  # fmt: skip
+    cache = start[CACHE]
+    cache.batch_repeat_interleave(len(rows))
+    ids, mask = _padded(rows, shared, processor.tokenizer.pad_token_id)
+    ends = end_ids(model)
+    limits = LogitsProcessorList()
+    if spans is not None and tokens is not None:
+        limits.append(ExtractiveDecoding([spans] * len(rows), tokens, ends))
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        **{CACHE: cache},
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        logits_processor=limits,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    new = output.sequences[:, ids.shape[1] :]
+    logs = torch.stack(output.logits, 1).float().log_softmax(-1)
+    logs = logs.gather(2, new[:, :, None])[:, :, 0].tolist()
+    return [
+        _answer(processor.tokenizer, own, chosen, ends)
+        for own, chosen in zip(new.tolist(), logs, strict=True)
+    ]
+
+
+def _shared(rows: Sequence[Tensor], image: int) -> int:
+    """How many ids all rows begin with; at least one is left to each."""
+    size = min(map(len, rows)) - 1
+    same = torch.stack([row[:size] == rows[0][:size] for row in rows]).all(0)
+    shared = size if bool(same.all()) else int((~same).float().argmax())
+    if any(bool((row[shared:] == image).any()) for row in rows):
+        raise ConfigError("the chat template puts the page behind the question: ask one by one")
+    return shared
+
+
+def _padded(rows: Sequence[Tensor], shared: int, pad: int) -> tuple[Tensor, Tensor]:
+    """Ids and mask ``[rows, L]``: padding stands behind the shared part, before the question."""
+    length = max(map(len, rows))
+    ids = rows[0].new_full((len(rows), length), pad)
+    mask = torch.zeros_like(ids)
+    for row, own, seen in zip(rows, ids, mask):
+        own[:shared], seen[:shared] = row[:shared], 1
+        own[length - len(row) + shared :], seen[length - len(row) + shared :] = row[shared:], 1
+    return ids, mask
+
+
+def _answer(
+    tokenizer: Any, new: Sequence[int], logs: Sequence[float], ends: Sequence[int]
+) -> FieldAnswer:
+    stop = next((i for i, token in enumerate(new) if token in ends), len(new) - 1)
+    text = tokenizer.decode(new[: stop + 1], skip_special_tokens=True).strip()
+    return FieldAnswer(text, score(logs[: stop + 1]))
+
+
+class Extractor:
+    """A model with a schema, ready for many documents.
+
+    Args:
+        model, processor: as :func:`alignvlm.inference.ask.load_model` returns them.
+        schema: what to look for, see :func:`field_questions`.
+        spelling: settles dates and numbers that can be read in two ways.
+        calibration: makes probabilities of scores; default: the model's own.
+        min_confidence: values that are less sure are left empty; their words stay.
+        max_new_tokens: longest answer.
+
+    Raises:
+        ConfigError: a schema that cannot be extracted.
+    """
+
+    def __init__(
+        self,
+        model: AlignVLMForConditionalGeneration,
+        processor: AlignVLMProcessor,
+        schema: Schema,
+        *,
+        spelling: Spelling | None = None,
+        calibration: Calibration | None = None,
+        min_confidence: float = 0.0,
+        max_new_tokens: int = 64,
+    ) -> None:
+        if not 0 <= min_confidence <= 1:
+            raise ConfigError(f"min_confidence must lie between 0 and 1, not {min_confidence}")
+        self.model, self.processor, self.fields = model, processor, field_questions(schema)
+        self.spelling, self.calibration = spelling, calibration
+        self.min_confidence, self.max_new_tokens = min_confidence, max_new_tokens
+        self._tokens = TokenBytes(processor.tokenizer, model.lm_head.out_features)
+
+    def page(self, page: PageImage) -> list[FieldValue] | None:
+        """What one page says of each field; ``None``: nothing was read on it.
+
+        Raises:
+            ConfigError: the model's encoder does not read.
+            DataError: the page cannot be used.
+        """
+        encoded = encode_pages(self.model, self.processor, [page.image])
+        spans = page_spans(self.model, [page.image.size], encoded)
+        if not any(map(len, encoded.pages or [])):
+            return None
+        questions = [one.question for one in self.fields]
+        answers = answer_together(
+            self.model, self.processor, page, questions, encoded,
+            spans=spans, tokens=self._tokens, max_new_tokens=self.max_new_tokens,
+        )  # fmt: skip
+        return [
+            self._value(one, answer, spans.find(answer.text), page.page)
+            for one, answer in zip(self.fields, answers, strict=True)
+        ]
+
+    def _value(
+        self, one: FieldQuestion, answer: FieldAnswer, span: Span | None, page: int
+    ) -> FieldValue:
+        if span is None or not span.text:
+            sure = 0.0 if span is None else probability(answer.score, self.calibration)
+            return FieldValue(confidence=sure)
+        total = min(answer.score + span.log_probability, 0.0)
+        value, note = parse(span.text, one.kind, self.spelling)
+        boxes = [box for _, box in span.boxes]
+        sure = probability(total, self.calibration)
+        return FieldValue(value, span.text, page, boxes, sure, note)
+
+    def __call__(self, pages: Sequence[PageImage] | Any) -> Extraction:
+        """What a document says: of each field the surest page's words, page after page.
+
+        Args:
+            pages: :class:`PageImage` one after the other; a generator's are let go one by one.
+
+        Raises:
+            DataError: no pages, or one that cannot be used.
+        """
+        best: list[FieldValue] | None = None
+        unread = []
+        for page in pages:
+            found = self.page(page)
+            if found is None:
+                unread.append(page.page)
+                found = [FieldValue()] * len(self.fields)
+            best = found if best is None else [_surer(a, b) for a, b in zip(best, found)]
+        if best is None:
+            raise DataError("a document without pages")
+        kept = [self._kept(value) for value in best]
+        return Extraction({one.name: v for one, v in zip(self.fields, kept, strict=True)}, unread)
+
+    def _kept(self, value: FieldValue) -> FieldValue:
+        if not value.text or value.confidence >= self.min_confidence:
+            return value
+        why = f"confidence {value.confidence:.2f} is below {self.min_confidence:g}"
+        return replace(value, value=None, note=why)
+
+
+def _surer(first: FieldValue, second: FieldValue) -> FieldValue:
+    """Words before none; of both, the surer ones, and the first at a tie."""
+    return max(first, second, key=lambda value: (bool(value.text), value.confidence))
+
+
+def extract(
+    model: AlignVLMForConditionalGeneration,
+    processor: AlignVLMProcessor,
+    pages: Sequence[PageImage] | Any,
+    schema: Schema,
+    **options: Any,
+) -> Extraction:
+    """The fields of one document; ``options`` as :class:`Extractor` takes them.
+
+    Raises:
+        ConfigError: a schema that cannot be extracted, or a model whose encoder does not read.
+        DataError: no pages, or one that cannot be used.
+
+    Example:
+        >>> extract(model, processor, Pages(["invoice.pdf"]), Invoice).to(Invoice)
+        Invoice(company='Novak Deli', total=Decimal('136.94'))
+    """
+    return Extractor(model, processor, schema, **options)(pages)
