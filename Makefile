@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-fast test-slow test-all test-zero3 test-oldest test-lmms wheel-test benchmarks study check docs format clean
+.PHONY: setup demo test test-fast test-shapes test-slow test-all test-zero3 test-oldest test-lmms wheel-test benchmarks study check docs format clean
 
 setup: $(STAMP)
 
@@ -26,6 +26,11 @@ test: $(STAMP)
 # the mathematics and the data, while one works on them
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest $(TWO) tests/test_tiling.py tests/ops tests/connectors tests/model tests/data
+
+# the shapes in signatures, checked at each call; operators that torch reads the signatures of are left out
+SHAPES := alignvlm.ops.reference,alignvlm.connectors,alignvlm.model,alignvlm.reader,beartype.beartype
+test-shapes: $(STAMP)
+	$(BIN)/python -m pytest $(TWO) -m "not slow and not gpu and not wrong_shapes" --jaxtyping-packages=$(SHAPES) tests/connectors/test_contract.py tests/connectors/test_formulas.py tests/model/test_config.py tests/model/test_dropping.py tests/reader/test_boxes.py tests/reader/test_order.py tests/reader/test_decode.py
 
 # what takes longer or needs more: real weights (pip), a browser (Debian's chromium), Ray, torchrun
 test-slow: $(STAMP)

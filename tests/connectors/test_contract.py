@@ -124,6 +124,7 @@ def test_gradients_reach_every_parameter(name):
     assert features.grad.flatten(0, 2).any(-1).all()
 
 
+@pytest.mark.wrong_shapes
 @every_connector
 @pytest.mark.parametrize("shape", [(15, D_VISION), (2, 15, D_VISION), (1, 2, 3, 5, D_VISION)])
 def test_only_a_grid_of_features_is_accepted(name, shape):

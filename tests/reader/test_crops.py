@@ -44,7 +44,9 @@ def waves(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("degrees", [0, 5, -30, 90, 135, 180, 270])
-@pytest.mark.parametrize(("texture", "error"), [(slope, 1e-4), (waves, 4e-3)], ids=str)
+@pytest.mark.parametrize(
+    ("texture", "error"), [(slope, 1e-4), (waves, 4e-3)], ids=["slope", "waves"]
+)
 @pytest.mark.parametrize("size", [(90, 30), (100, 48), (60, 70)], ids=str)
 def test_a_cut_out_is_what_lies_under_the_box(size, texture, error, degrees):
     box = boxes((151.3, 98.6, *size, degrees))

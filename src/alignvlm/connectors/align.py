@@ -174,6 +174,7 @@ class AlignConnector(Inspected):
             return self._features_of(ids, q)
 
     def _features_of(self, ids: Tensor, q: Tensor) -> Tensor:
+        assert self.key_mean is not None
         real = (ids >= 0) & (q > 0)
         rows = self.row_of(torch.where(real, ids, ids[:, :1])).to(self.w2.weight.device)
         # small systems of equations, which half precision cannot solve

@@ -181,7 +181,7 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         blank_id = config.blank_token_id if drops else None
         read = self.connector.read(features, self.text_embedding(), vocab_targets, blank_id)
         blank, order, loss = None, None, None
-        if read.blank_log_p is not None:
+        if read.blank_log_p is not None and config.blank_threshold is not None:
             blank = read.blank_log_p.detach().exp() > config.blank_threshold
             blank = self.assemble(blank[..., None], image_grids)
         if pages is not None and config.tile_token_grid == config.feature_grid:
