@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from ...errors import ConfigError
+from rapidfuzz.distance import Levenshtein
+
 from .metric import Answers, alternatives
 
 ANLS_THRESHOLD = 0.5
@@ -25,12 +26,7 @@ def anls(prediction: str, answers: Answers, threshold: float = ANLS_THRESHOLD) -
 
     Raises:
         DataError: ``answers`` is empty.
-        ConfigError: rapidfuzz is not installed.
     """
-    try:
-        from rapidfuzz.distance import Levenshtein
-    except ImportError as error:
-        raise ConfigError("ANLS needs rapidfuzz: pip install 'alignvlm[eval]'") from error
     best = 0.0
     found = _plain(prediction)
     for answer in alternatives(answers, "anls"):
