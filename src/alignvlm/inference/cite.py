@@ -68,8 +68,8 @@ class Citation:
         box: x0, y0, x1, y1 of the visual tokens in which the word's tokens start, in px of the page
             image, y down. A token's later letters may lie right of it.
         points: the same in PDF points (1/72 inch) from the page's top left; None for a picture.
-        score: 1 where the most probable tokens spell the word, at least ``MIN_SCORE``; of an extractive
-            answer see :func:`cite_span`.
+        score: 1 where the most probable tokens spell the word, at least ``MIN_SCORE``; of an
+            extractive answer see :func:`cite_span`.
     """
 
     file: str
