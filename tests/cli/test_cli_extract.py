@@ -31,11 +31,8 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
     """The verb; a page's width says what is read on it."""
 
     def encoded(model: Any, processor: Any, pages: list[Any]) -> Any:
-        read = []
-        for page in pages:
-            line = LINES[page.width]
-            read.append(a_page(line) if line else a_page())
-            object.__setattr__(read[-1], "cells", [0] * bool(line))
+        lines = [LINES[page.width] for page in pages]
+        read = [a_page(line) if line else a_page() for line in lines]
         return encode_pages(model, processor, pages)._replace(pages=read)
 
     monkeypatch.setattr(module, "encode_pages", encoded)

@@ -38,9 +38,10 @@ def a_row(text: str, top: float = 0.0, others: dict[int, tuple[str, float]] | No
 
 
 def a_page(*rows: str | Row) -> PageTokens:
+    """A page of rows as read; it counts a token a row, and has none."""
     made = [a_row(r, 20.0 * i) if isinstance(r, str) else r for i, r in enumerate(rows)]
-    none = np.zeros(0)
-    return PageTokens(made, torch.zeros(0, 1), torch.zeros(0, 1), none, none, none)  # type: ignore
+    none, each = torch.zeros(0, 1), np.zeros(len(made), np.int64)
+    return PageTokens(made, none.long(), none, np.zeros((0, 4), np.float32), each, each)
 
 
 def spans(*rows: str | Row, scale: float = 1.0) -> PageSpans:
