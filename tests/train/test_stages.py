@@ -367,7 +367,7 @@ def test_the_optimizer_is_the_one_that_the_recipe_names(
     trainer.args = training_arguments(eight, tmp_path, 0, bf16=False, quiet=True)
     trainer.optimizer = None
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(ConfigError, match="optimizer: .*bitsandbytes"):
+    with pytest.raises(ConfigError, match=r"optimizer: .*bitsandbytes"):
         trainer.create_optimizer()
 
 
