@@ -13,7 +13,7 @@ from alignvlm.inference.ask import ask, load_model
 
 
 def test_the_class_answers_as_ask_does(tiny_model_dir: Path, tmp_path: Path, make_image: Any):
-    model = vlmevalkit.AlignVLM(str(tiny_model_dir), max_new_tokens=12, device="cpu")
+    model = vlmevalkit.VLMEvalKitModel(str(tiny_model_dir), max_new_tokens=12, device="cpu")
     bare, processor = load_model(tiny_model_dir)
     for index, question in enumerate(["What is the total?", "Who signed the letter?"]):
         make_image(56, 28, index).save(tmp_path / f"{index}.png")

@@ -174,8 +174,6 @@ class _Asker:
         self, pages: list[PageImage], places: list[_Place], encoded: Encoded
     ) -> tuple[Answer, list[_Place], list[Citation]]:
         """An answer that can only be words of the pages, with their places."""
-        from transformers import LogitsProcessorList
-
         from ..inference.ask import ask
         from ..inference.cite import cite_span
         from ..inference.extractive import ExtractiveDecoding, TokenBytes, end_ids, page_spans
@@ -191,7 +189,7 @@ class _Asker:
             self.question,
             max_new_tokens=self.max_new_tokens,
             encoded=encoded,
-            logits_processor=LogitsProcessorList([decoding]),
+            processors=[decoding],
         )
         span = spans.find(answer.text)
         answer = replace(answer, text="" if span is None else span.text)

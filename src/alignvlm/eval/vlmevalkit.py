@@ -82,8 +82,8 @@ def read_message(message: list[dict[str, Any]], where: str) -> tuple[list[Image.
     return pages, "\n".join(texts)
 
 
-class AlignVLM(BaseModel):
-    """``AlignVLM(model_path)``, as VLMEvalKit's ``supported_VLM`` and config files make it."""
+class VLMEvalKitModel(BaseModel):
+    """``VLMEvalKitModel(model_path)``, as VLMEvalKit's tables and config files make it."""
 
     INTERLEAVE = True
     allowed_types = ["text", "image"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
-from transformers import StoppingCriteria
+from transformers import LogitsProcessor, StoppingCriteria
 
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..model.outputs import Encoded
@@ -58,6 +58,7 @@ def ask(
     noise: Noise | None = None,
     streamer: Any = None,
     stopping: Sequence[StoppingCriteria] = (),
+    processors: Sequence[LogitsProcessor] = (),
 ) -> Answer:
     """Ask one question about some page images; the answer is greedy.
 
@@ -67,7 +68,7 @@ def ask(
     Args:
         encoded: what :func:`encode_pages` gave for these pages, if they were encoded before.
         noise: on the pages' features, if they were not.
-        streamer, stopping: see :func:`alignvlm.inference.generate.generate`.
+        streamer, stopping, processors: see :func:`alignvlm.inference.generate.generate`.
 
     Raises:
         DataError: a page cannot be used, or prompt and answer do not fit the language model's
@@ -83,7 +84,13 @@ def ask(
         noise=noise,
     )
     (said,) = generate(
-        model, processor.tokenizer, prompt, [max_new_tokens], streamer=streamer, stopping=stopping
+        model,
+        processor.tokenizer,
+        prompt,
+        [max_new_tokens],
+        streamer=streamer,
+        stopping=stopping,
+        processors=processors,
     )
     (unread,) = prompt.unread
     return Answer(

@@ -18,9 +18,9 @@ from ..model.generation import AlignVLMForConditionalGeneration
 from ..model.outputs import CACHE, Encoded
 from ..processing.processor import AlignVLMProcessor
 from ..reader.page import Box
-from .ask import build_prompt, encode_pages
 from .confidence import Calibration, probability, score
 from .extractive import ExtractiveDecoding, PageSpans, Span, TokenBytes, end_ids, page_spans
+from .prompt import build_prompts, chat, encode_pages
 from .values import Kind, Spelling, parse
 
 QUESTION = "What is the {}?"
@@ -196,19 +196,22 @@ def answer_together(
     for what differs.
 
     Args:
-        encoded: the page as :func:`alignvlm.inference.ask.encode_pages` gave it.
+        encoded: the page as :func:`alignvlm.inference.prompt.encode_pages` gave it.
         spans, tokens: leave the answers only spans of the page.
 
     Raises:
         DataError: prompt and answer do not fit the language model's context.
     """
     prompts = [
-        build_prompt(
-            model, processor, [page.image], question,
-            max_new_tokens=max_new_tokens, encoded=encoded,
+        build_prompts(
+            model,
+            processor,
+            [chat(question, [page.image])],
+            max_new_tokens=[max_new_tokens],
+            encoded=encoded,
         ).inputs
         for question in questions
-    ]  # fmt: skip
+    ]
     rows = [prompt["input_ids"][0] for prompt in prompts]
     shared = _shared(rows, processor.image_token_id)
     start = model(inputs_embeds=prompts[0]["inputs_embeds"][:, :shared], use_cache=True,

@@ -8,7 +8,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from .prompt import Prompt
 
@@ -118,6 +124,7 @@ def generate(
     guard: bool = False,
     streamer: Any = None,
     stopping: Sequence[StoppingCriteria] = (),
+    processors: Sequence[LogitsProcessor] = (),
 ) -> list[Generated]:
     """The greedy answer to each prompt; empty where nothing was read on any of its pages.
 
@@ -127,6 +134,9 @@ def generate(
         guard: see :class:`LoopGuard`; of a loop only the first round is kept.
         streamer: given one prompt's tokens as they come, as transformers has it.
         stopping: further reasons to end.
+        processors: what tokens may be chosen, such as
+            :class:`alignvlm.inference.extractive.ExtractiveDecoding`; log-probabilities are those
+            before them.
     """
     answers = [Generated("", 0, begun=time.perf_counter())] * len(prompt.unread)
     rows = [row for row, unread in enumerate(prompt.unread) if not unread]
@@ -145,7 +155,7 @@ def generate(
         output = model.generate(
             **inputs,
             generation_config=config,
-            logits_processor=[chosen.scores],
+            logits_processor=LogitsProcessorList([chosen.scores, *processors]),
             stopping_criteria=StoppingCriteriaList(
                 [chosen, *([LoopGuard(length)] if guard else []), *stopping]
             ),
