@@ -19,8 +19,8 @@ from alignvlm.train.recipe import Recipe, load_recipe
 from alignvlm.train.stages import build_source
 from alignvlm.train.training import build_model
 
-from ..training import train_first_stage
 from . import data, measures
+from .first_stage import train_first_stage
 from .settings import VARIANTS, Settings
 from .vision import vision_keys
 

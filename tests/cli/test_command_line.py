@@ -15,8 +15,8 @@ from alignvlm import __version__
 from alignvlm.cli import app as cli
 
 COMMAND_LINE = """
-ask MODEL FILE... QUESTION --boxes --dpi --each --json --max-new-tokens --max-pages --no-cite
-    --pages --password
+ask MODEL FILE... QUESTION --boxes --dpi --each --extractive --json --max-new-tokens --max-pages
+    --no-cite --pages --password
 batch MODEL INPUT --actors --address --batch-size --dpi --json --max-new-tokens
     --no-repetition-guard --no-retry-errors --num-gpus --out --question --repetition-guard
     --retry-errors
@@ -33,6 +33,8 @@ eval compare A B --json --metric --seed
 eval run MODEL --answerer --batch-size --data --json --limit --noise --out --overwrite --prune
     --repetition-guard --seed --split --task
 eval table FILE... --json
+extract MODEL FILE... --address --dates --decimal --dpi --fields --format --max-new-tokens
+    --max-pages --min-confidence --out --pages --password --schema
 finetune MODEL --batch-size --data --dpi --epochs --json --lora-rank --lr --max-length
     --max-new-tokens --max-questions --micro-batch --no-transcribe --out --overwrite --patience
     --pdfs --resume --seed --steps --train-vision --transcribe --validation

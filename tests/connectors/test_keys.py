@@ -126,11 +126,12 @@ def test_ratios_are_exact(vocab, width, spread):
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(q=shares, seed=st.integers(0, 10**6))
 def test_little_is_left_to_other_tokens(q, seed):
-    connector = keyed(head(300, 64, 0.1, seed % 3), gamma=12)
-    order = torch.randperm(300, generator=torch.Generator().manual_seed(seed))
+    # in 64 dimensions the sum of four keys is now and then nearer to a fifth: half of P_vocab
+    connector = keyed(head(600, 128, 0.1, seed % 3), gamma=12)
+    order = torch.randperm(600, generator=torch.Generator().manual_seed(seed))
     p = said(connector, order[: len(q)][None], fp64(*q))[0]
-    torch.testing.assert_close(p[order[: len(q)]], fp64(*q)[0], rtol=0.1, atol=1e-3)
-    assert p[order[len(q) :]].sum() < 0.1
+    torch.testing.assert_close(p[order[: len(q)]], fp64(*q)[0], rtol=0.02, atol=1e-3)
+    assert p[order[len(q) :]].sum() < 0.02
 
 
 def test_the_level_is_the_highest_possible():
