@@ -22,7 +22,7 @@ from alignvlm.data.synthetic.render import RenderSpec, render_page
 from alignvlm.inference.answerers import LanguageModel
 from alignvlm.inference.ask import ask
 
-from . import metrics, pages
+from . import metrics, pages, report
 from .readers import RapidOcr, versions
 
 FILE = Path(__file__).parents[1] / "results" / "reading" / "frozen.json"
@@ -69,17 +69,6 @@ def measure(count: int, threads: int) -> dict[str, list[metrics.Count]]:
     return found
 
 
-def table(found: dict[str, list[metrics.Count]]) -> str:
-    """Markdown: shares and paired differences, with intervals."""
-    lines = ["| given | answers right | the page less this |", "| --- | ---: | ---: |"]
-    for name, counts in found.items():
-        share = metrics.share(counts)
-        apart = metrics.difference(found["page"], counts)
-        less = "" if name == "page" else f"{apart.value:+.3f} [{apart.low:+.3f}, {apart.high:+.3f}]"
-        lines.append(f"| {name} | {share.value:.3f} [{share.low:.3f}, {share.high:.3f}] | {less} |")
-    return "\n".join(lines)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pages", type=int, default=24)
@@ -92,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = json.dumps({"table": "frozen", "versions": versions(), "counts": found}, indent=1)
     partial.write_text(text + "\n", "utf-8")
     os.replace(partial, asked.out)
-    print(table(found))
+    print("\n".join(report.frozen({"counts": found})))
 
 
 if __name__ == "__main__":

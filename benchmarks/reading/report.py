@@ -10,6 +10,8 @@ from typing import Any
 
 from alignvlm.errors import DataError
 
+from . import metrics
+
 Result = dict[str, Any]
 
 HEAD = """Readers take turns on every page, in one run, with as many threads. *rapidocr* is RapidOCR
@@ -55,12 +57,34 @@ def write(folder: Path) -> str:
     Raises:
         DataError: nothing is stored there.
     """
-    stored = [json.loads(file.read_text("utf-8")) for file in sorted(folder.glob("*.json"))]
+    found = [json.loads(file.read_text("utf-8")) for file in sorted(folder.glob("*.json"))]
+    stored = [result for result in found if result["table"] in ABOUT]
     if not stored:
         raise DataError(f"{folder}: no results; run python -m benchmarks.reading first")
     order = list(ABOUT)
     stored.sort(key=lambda result: (order.index(result["table"]), result["environment"]["threads"]))
-    return "\n".join([HEAD, *(part for result in stored for part in section(result))])
+    answers = [part for result in found if result["table"] == "frozen" for part in frozen(result)]
+    return "\n".join([HEAD, *(part for result in stored for part in section(result)), *answers])
+
+
+def frozen(result: Result) -> list[str]:
+    """Answers of the language model composed with the reader, nothing trained (:mod:`.frozen`)."""
+    counts = {name: [(right, of) for right, of in own] for name, own in result["counts"].items()}
+    lines = ["| given | answers right | the page less this |", "| --- | ---: | ---: |"]
+    for name, own in counts.items():
+        share, apart = metrics.share(own), metrics.difference(counts["page"], own)
+        less = "" if name == "page" else f"{apart.value:+.3f} [{apart.low:+.3f}, {apart.high:+.3f}]"
+        lines.append(f"| {name} | {share.value:.3f} [{share.low:.3f}, {share.high:.3f}] | {less} |")
+    asked = sum(n for _, n in counts["page"])
+    return [
+        "## Answers of the frozen language model\n",
+        f"SmolLM2-135M-Instruct composed with the reader, nothing trained: {asked} questions about "
+        f"{len(counts['page'])} drawn forms, in one prompt, given the page, its true text, or "
+        "RapidOCR's text. An answer counts where the right one stands in it.\n",
+        "\n".join(lines) + "\n",
+        f"`python -m benchmarks.reading.frozen --pages {len(counts['page'])}`. Intervals: 95 % "
+        "bootstrap over pages.\n",
+    ]
 
 
 def section(result: Result) -> list[str]:

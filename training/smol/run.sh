@@ -11,7 +11,7 @@
 #   all of these, rendered pages and tables ──mix, pages──▶ train ──▶ export ──▶ score
 set -eu
 data=$1
-minutes=${2:-75}
+minutes=${2:-160}
 cd "$(dirname "$0")/../.."
 export OMP_NUM_THREADS=1
 python=${PYTHON:-.venv/bin/python}
