@@ -29,7 +29,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-COMMAND = "import typer; from alignvlm.cli.demo_page import demo; typer.run(demo)"
+COMMAND = "import typer; from alignvlm.cli.serving import demo; typer.run(demo)"
 WAIT = 60_000
 
 pytestmark = [
