@@ -130,7 +130,7 @@ evaluate(Dying(*load_model(model), noise=0.5), LittleTask(), out, batch_size=2)
 
 def test_sigkill_and_restart_give_the_same_bytes(tmp_path, tiny_model_dir):
     """The tiny model, killed at half of the samples, goes on; nothing is answered twice."""
-    here, log = Path(__file__).parent, tmp_path / "log"
+    here, log = Path(__file__).parents[2], tmp_path / "log"
 
     def run(name: str, die: int) -> int:
         arguments = [here, tiny_model_dir, tmp_path / name, log, die]
