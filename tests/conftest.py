@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is; processes that tests start inherit it
 
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
+from tests.command import Result, Run
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig,
@@ -26,6 +29,7 @@ from transformers import (
 )
 
 from alignvlm import AlignVLMConfig, AlignVLMForConditionalGeneration, AlignVLMProcessor
+from alignvlm.cli import app as cli
 from alignvlm.processing.processor import reserved_image_token, space_token_id
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<empty_output>"]
@@ -266,3 +270,28 @@ def tiny_vision_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     shake(SiglipVisionModel(tiny_vision_config())).save_pretrained(folder)  # type: ignore
     return folder
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> Run:
+    """``command("ask", ...)``, in an empty folder and with an empty cache."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ALIGNVLM_HOME", str(tmp_path / "cache"))
+
+    def call(*arguments: Any) -> Result:
+        monkeypatch.setattr(sys, "argv", ["alignvlm", *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        level = transformers.logging.get_verbosity()
+        try:
+            cli.main()
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else 1
+        finally:
+            transformers.logging.set_verbosity(level)
+            transformers.logging.enable_progress_bar()
+        return Result(code, *capfd.readouterr())
+
+    return call

@@ -37,7 +37,11 @@ def replacing(path: Path) -> Iterator[Path]:
         if partial.is_dir() and path.is_dir():
             old = path.with_name(f"{partial.name}.old")
             path.replace(old)
-            partial.replace(path)
+            try:
+                partial.replace(path)
+            except OSError:
+                old.replace(path)
+                raise
             shutil.rmtree(old, ignore_errors=True)
         else:
             partial.replace(path)

@@ -272,6 +272,22 @@ def test_pages_left_out_are_named(run, learnt, tiff):
     assert "4 of 12 pages left out" in nine.stderr
 
 
+def test_damaged_files_of_a_folder_are_named(run, learnt, page, tmp_path):
+    (folder := tmp_path / "mixed").mkdir()
+    (folder / "a.png").write_bytes(page.read_bytes()[:-300])  # opens, and does not decode
+    (folder / "b.pdf").write_bytes(b"%PDF-1.4 and nothing else")
+    refused(run("ask", learnt.model, folder, QUESTION), "no file can be read; the first", "b.pdf")
+    (folder / "c.png").write_bytes(page.read_bytes())
+    for each in ((), ("--each",)):
+        result = run("ask", learnt.model, folder, QUESTION, "--json", *each)
+        data = answered(result)
+        assert [Path(file).name for file in data["unreadable"]] == ["b.pdf", "a.png"]
+        assert len(data["answers"] if each else data["pages"]) == 1
+        notes = result.stderr.splitlines()
+        assert len(notes) == 2 and all(note.startswith("note: ") for note in notes), notes
+        assert "b.pdf: not a PDF" in notes[0] and "a.png: the image is truncated" in notes[1]
+
+
 def test_pages_that_do_not_fit_the_context(run, learnt, tiff, tmp_path):
     import shutil
 

@@ -4,50 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
-import transformers
 from PIL import Image
+from tests.command import Result, Run
 
-from alignvlm.cli import app as cli
 from alignvlm.cli import evaluation as cli_eval
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Result]
-
-
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+def run(command: Run) -> Run:
     """``run("majority", ...)``: ``alignvlm eval`` in this process."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ALIGNVLM_HOME", str(tmp_path / "cache"))
-
-    def call(*arguments: Any) -> Result:
-        monkeypatch.setattr(sys, "argv", ["alignvlm", "eval", *map(str, arguments)])
-        capfd.readouterr()
-        code = 0
-        level = transformers.logging.get_verbosity()
-        try:
-            cli.main()
-        except SystemExit as error:
-            code = error.code if isinstance(error.code, int) else 1
-        finally:
-            transformers.logging.set_verbosity(level)
-            transformers.logging.enable_progress_bar()
-        return Result(code, *capfd.readouterr())
-
-    return call
+    return partial(command, "eval")
 
 
 def refused(result: Result, *words: str) -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
-import transformers
+from tests.command import Run
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from alignvlm.cli import app as cli
 from alignvlm.errors import ConfigError
 from alignvlm.inference.ask import ask
 from alignvlm.vocabulary.pruning import Question, prune_model, save_pruned
@@ -200,32 +198,10 @@ def test_an_interrupted_save_leaves_nothing(model, processor, images, tmp_path, 
 # --- the command line ----------------------------------------------------------------------------
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: Any, tmp_path: Path) -> Callable[..., Result]:
+def run(command: Run) -> Run:
     """``run("model", ...)``: ``alignvlm prune`` in this process."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ALIGNVLM_HOME", str(tmp_path / "cache"))
-
-    def call(*arguments: Any) -> Result:
-        monkeypatch.setattr(sys, "argv", ["alignvlm", "prune", *map(str, arguments)])
-        capfd.readouterr()
-        code, level = 0, transformers.logging.get_verbosity()
-        try:
-            cli.main()
-        except SystemExit as error:
-            code = error.code if isinstance(error.code, int) else 1
-        finally:
-            transformers.logging.set_verbosity(level)
-            transformers.logging.enable_progress_bar()
-        return Result(code, *capfd.readouterr())
-
-    return call
+    return partial(command, "prune")
 
 
 @pytest.fixture

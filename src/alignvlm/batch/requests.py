@@ -14,6 +14,7 @@ from ..data.harvest.harvesting import find_files
 from ..data.records import Record, validate_record
 from ..data.sources import TRANSCRIBE_QUESTION
 from ..documents.opening import (
+    SUFFIXES,
     is_pdf,
     open_document,
     parse_pages,
@@ -23,11 +24,6 @@ from ..documents.pictures import FORMATS, open_image
 from ..errors import ConfigError, DataError
 from ..processing.image_processor import MAX_PIXELS
 
-SUFFIXES = (
-    ".pdf", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".gif", ".bmp", ".ppm", ".jp2",
-    ".avif",
-)  # fmt: skip
-"""What is taken from a folder; a file that a record names may be called anything."""
 MAX_PAGES = 64
 """Pages of one record; a worker holds all of them in memory."""
 

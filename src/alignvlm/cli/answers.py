@@ -6,18 +6,20 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from ..errors import AlignVLMError, ConfigError, DataError
-from .options import DPI, Dpi, Json, Model, PageRange, emit
+from .options import DPI, Dpi, Json, Model, PageRange, emit, note
 
 if TYPE_CHECKING:
     from ..documents.page_images import PageImage, Pages
     from ..inference.ask import Answer
     from ..inference.cite import Citation
+    from ..inference.extractive import TokenBytes
     from ..model.outputs import Encoded
 
 MAX_PAGES = 8
@@ -59,12 +61,18 @@ def ask(
     if boxes and no_cite:
         raise ConfigError("--boxes needs the citations that --no-cite leaves out")
     found = _pages(files, pages, max_pages, password, dpi)
-    asker = _Asker(model, question, max_new_tokens, cites=not no_cite, boxes=boxes)
-    asker.extractive = extractive
+    asker = _Asker(
+        model, question, max_new_tokens, cites=not no_cite, boxes=boxes, extractive=extractive
+    )
     common = {"question": question, "files": files, "left_out": found.left_out}
+    unreadable = found.unreadable  # fills while pages are gone through
     if each:
         answers = sorted((asker.ask([page]) for page in found), key=_rank)
-        data = {**common, "answers": [asker.data(*given) for given in answers]}
+        data = {
+            **common,
+            "unreadable": unreadable,
+            "answers": [asker.data(*given) for given in answers],
+        }
         lines = [
             line
             for number, given in enumerate(answers)
@@ -72,7 +80,7 @@ def ask(
         ]
     else:
         given = asker.ask(list(found))
-        data = {**common, **asker.data(*given)}
+        data = {**common, "unreadable": unreadable, **asker.data(*given)}
         lines = asker.lines(*given)
     emit(json_, data, "\n".join(lines))
 
@@ -80,17 +88,19 @@ def ask(
 def _pages(
     files: list[str], pages: str | None, max_pages: int, password: str | None, dpi: float
 ) -> Pages:
-    """Pages to use; those that ``max_pages`` leaves out are named on stderr."""
+    """Pages to use; what is left out of them is named on stderr, when it is found."""
     from ..documents.opening import LockedPdfError
     from ..documents.page_images import Pages
 
-    found = Pages(files, dpi=dpi, pages=pages, password=password, max_pages=max_pages)
+    found = Pages(
+        files, dpi=dpi, pages=pages, password=password, max_pages=max_pages, passed_over=note
+    )
     try:
         left_out = found.left_out  # opens every file
     except LockedPdfError as error:
         raise DataError(f"{error}, or give it with --password") from None
     if left_out:
-        typer.echo(f"note: {left_out}", err=True)
+        note(left_out)
     return found
 
 
@@ -127,7 +137,14 @@ class _Asker:
     """A loaded model, what is asked, and how its answers are shown."""
 
     def __init__(
-        self, model: str, question: str, max_new_tokens: int, *, cites: bool, boxes: bool
+        self,
+        model: str,
+        question: str,
+        max_new_tokens: int,
+        *,
+        cites: bool,
+        boxes: bool,
+        extractive: bool,
     ) -> None:
         from ..connectors import AlignConnector
         from ..inference.ask import load_model
@@ -139,7 +156,7 @@ class _Asker:
             raise ConfigError(f"--boxes needs the 'align' connector; {self._no_vocabulary()}")
         self.cites = cites and self.reads
         self.silent = not cites
-        self.extractive = False
+        self.extractive = extractive
 
     def _no_vocabulary(self) -> str:
         return f"this model's is {self.model.config.connector.type!r}, which has no P_vocab"
@@ -154,7 +171,7 @@ class _Asker:
             encoded = encode_pages(self.model, self.processor, images)
         for place, read in zip(places, encoded.pages or []):
             if not len(read):
-                typer.echo(f"note: nothing was read on {place.file} page {place.page}", err=True)
+                note(f"nothing was read on {place.file} page {place.page}")
         if self.extractive:
             return self._ask_for_words(pages, places, encoded)
         answer = ask(
@@ -170,18 +187,23 @@ class _Asker:
         read = read_pages(self.model, self.processor, pages, encoded=encoded)
         return answer, places, cite(answer.text, read)
 
+    @cached_property
+    def _token_bytes(self) -> TokenBytes:
+        from ..inference.extractive import TokenBytes
+
+        return TokenBytes(self.processor.tokenizer, self.model.lm_head.out_features)
+
     def _ask_for_words(
         self, pages: list[PageImage], places: list[_Place], encoded: Encoded
     ) -> tuple[Answer, list[_Place], list[Citation]]:
         """An answer that can only be words of the pages, with their places."""
         from ..inference.ask import ask
         from ..inference.cite import cite_span
-        from ..inference.extractive import ExtractiveDecoding, TokenBytes, end_ids, page_spans
+        from ..inference.extractive import ExtractiveDecoding, end_ids, page_spans
 
         images = [page.image for page in pages]
         spans = page_spans(self.model, [image.size for image in images], encoded)
-        tokens = TokenBytes(self.processor.tokenizer, self.model.lm_head.out_features)
-        decoding = ExtractiveDecoding([spans], tokens, end_ids(self.model))
+        decoding = ExtractiveDecoding([spans], self._token_bytes, end_ids(self.model))
         answer = ask(
             self.model,
             self.processor,
@@ -326,6 +348,7 @@ def embed(
         "model": model,
         "pages": [{"file": page.file, "page": page.page} for page in taken],
         "left_out": found.left_out,
+        "unreadable": found.unreadable,
         "question": question,
         "tokens": tokens,
         "width": width,

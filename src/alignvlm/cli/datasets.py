@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, describe_validation_error
 from .options import DPI, Dpi, Json, Model, PageRange, Sets, emit, shows_progress
 
 if TYPE_CHECKING:
@@ -185,9 +185,7 @@ def _entry(text: str, seed: int) -> Source:
     except yaml.YAMLError:
         raise ConfigError(f"{text}: not a source entry; write {{type: ..., ...}}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{text}: {where}: {first['msg']}") from None
+        raise ConfigError(f"{text}: {describe_validation_error(error)}") from None
     return _distinct(build_source(spec, seed + UNSEEN))  # type: ignore[arg-type]
 
 

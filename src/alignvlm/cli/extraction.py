@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from ..errors import ConfigError, DataError, nearest
-from .answers import MAX_PAGES, Dpi, MaxPages, PageRange, Password
+from .answers import MAX_PAGES, MaxPages, Password
+from .options import DPI, Dpi, Model, PageRange, note
 
 if TYPE_CHECKING:
     from ..inference.extract import Extractor, Schema
@@ -29,7 +30,7 @@ Row = dict[str, Any]
 
 
 def extract(
-    model: Annotated[str, typer.Argument(help="folder or hub id of a trained model")],
+    model: Model,
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="documents and folders")],
     fields: Annotated[
         str | None, typer.Option(help="names, perhaps with a kind: company,date:date,total:number")
@@ -51,7 +52,7 @@ def extract(
     pages: PageRange = None,
     max_pages: MaxPages = MAX_PAGES,
     password: Password = None,
-    dpi: Dpi = 144,
+    dpi: Dpi = DPI,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="length of a value")] = 64,
     address: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
@@ -174,7 +175,7 @@ def _row(extractor: Extractor, pages: Any) -> Row:
     (file,) = pages.files
     try:
         if pages.left_out:
-            typer.echo(f"note: {pages.left_out}", err=True)
+            note(pages.left_out)
         found = extractor(pages)
     except (ConfigError, torch.AcceleratorError):
         raise  # would be the same for every document
@@ -183,7 +184,7 @@ def _row(extractor: Extractor, pages: Any) -> Row:
         own = isinstance(error, DataError) and text
         return {"file": file, "error": text if own else f"{type(error).__name__}: {text}"}
     for page in found.unread:
-        typer.echo(f"note: nothing was read on {file} page {page}", err=True)
+        note(f"nothing was read on {file} page {page}")
     return {"file": file, "values": {name: asdict(own) for name, own in found.values.items()}}
 
 

@@ -12,6 +12,7 @@ import typer
 
 from .. import __version__
 from ..errors import WeightsError
+from ..files import replacing
 from .options import DPI, Dpi, Json, Model, emit
 
 if TYPE_CHECKING:
@@ -43,9 +44,8 @@ def inspect(
         (picture, lambda p: heat_map(image, reading).save(p, format="PNG")),
         (table, lambda p: p.write_text(json.dumps(reading.to_dict()), encoding="utf-8")),
     ):
-        partial = path.with_name(path.name + ".partial")
-        write(partial)
-        partial.replace(path)
+        with replacing(path) as partial:
+            write(partial)
     text = reading.text(processor.tokenizer)
     data = {
         "heat_map": str(picture),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import AlignVLMError, ConfigError
-from .options import DPI, ConnectorSets, Dpi, Json, Model, PageRange, emit
+from ..files import replacing
+from .options import DPI, ConnectorSets, Dpi, Json, Model, PageRange, emit, note
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -59,18 +59,13 @@ def compose(
         vision, text, {"type": connector, **keys} if keys else connector
     )
     seconds = time.perf_counter() - start
-    partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(partial)
-        processor.save_pretrained(partial)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(out) as partial:
+            model.save_pretrained(partial)
+            processor.save_pretrained(partial)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise AlignVLMError(f"cannot write {out}: {error.strerror or error}") from None
-    if out.exists():
-        shutil.rmtree(out)
-    partial.replace(out)
     data: dict[str, Any] = {
         "out": str(out),
         "vision": vision,
@@ -194,7 +189,7 @@ def prune(
         raise ConfigError(f"{out} exists already; choose another folder")
     from ..documents.page_images import Pages
 
-    found = Pages([*data, *(more or [])], dpi=dpi, pages=pages)
+    found = Pages([*data, *(more or [])], dpi=dpi, pages=pages, passed_over=note)
     asked = _questions(found, questions, max_questions)
     from ..compose.assemble import load_pretrained
     from ..inference.ask import ask

@@ -27,6 +27,11 @@ def emit(as_json: bool, data: dict[str, Any], text: str) -> None:
     typer.echo(json.dumps(data, ensure_ascii=False) if as_json else text)
 
 
+def note(text: str) -> None:
+    """Say on stderr what a person should know of a result that was made all the same."""
+    typer.echo(f"note: {text}", err=True)
+
+
 def shows_progress(as_json: bool) -> bool:
     """Whether bars belong on stderr: a person is looking."""
     return not as_json and sys.stderr.isatty()

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..data.synthetic.render import RenderSpec, render_page
-from ..documents.opening import load_pages
+from ..documents.opening import SUFFIXES, load_pages
 from ..errors import AlignVLMError, DataError
 from ..inference.ask import Answer, load_model
 from .desk import Desk, OpenDocument
@@ -27,10 +27,6 @@ import gradio as gr
 
 MAX_UPLOAD = "32mb"
 MAX_PIXELS = 40_000_000
-SUFFIXES = [
-    ".pdf", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".gif", ".bmp", ".ppm", ".jp2",
-    ".avif",
-]  # fmt: skip
 KEEP_SECONDS = 3600
 """Uploads older than this, and documents nobody touched for so long, are forgotten."""
 THIS_PAGE, ALL_PAGES = "this page", "all pages"
@@ -170,7 +166,7 @@ class WebPage:
         with gr.Row(elem_id="work"):
             with gr.Column(min_width=300):
                 ui.file = gr.File(
-                    label="Page or PDF", file_types=SUFFIXES, height=150, elem_id="file"
+                    label="Page or PDF", file_types=list(SUFFIXES), height=150, elem_id="file"
                 )
                 ui.example = gr.Button("Example page", elem_id="example")
                 ui.number = gr.Slider(1, 2, 1, step=1, label="Page", visible=False, elem_id="page")

@@ -22,11 +22,13 @@ from ..errors import DataError
 from ..processing.image_processor import MAX_PIXELS
 from .pdf_fields import flatten, in_reading_order
 from .pdf_text import char_edges, char_groups, to_pixels
-from .pictures import Picture, check_pixels, open_picture, require_file
+from .pictures import PICTURE_SUFFIXES, Picture, check_pixels, open_picture, require_file
 
 if TYPE_CHECKING:
     from .words import Word
 
+SUFFIXES = (".pdf", *PICTURE_SUFFIXES)
+"""What is taken from a folder; a file named outright may be called anything."""
 LOCKED = "the PDF is encrypted: save a copy that opens without a password"
 
 
@@ -67,6 +69,11 @@ def parse_pages(pages: str | None, count: int, *, where: str = "pages") -> list[
             raise DataError(f"{where}: page range {part.strip()!r} runs backwards")
         chosen.extend(range(first - 1, last))
     return chosen
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether a path within a folder has a part such as ``._page.png`` or ``.cache``."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def is_pdf(path: str | os.PathLike[str]) -> bool:

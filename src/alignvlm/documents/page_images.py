@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,13 +14,8 @@ from PIL import Image
 
 from ..errors import DataError
 from ..processing.image_processor import MAX_PIXELS
-from .opening import open_document, parse_pages, spell_pages
+from .opening import SUFFIXES, is_hidden, open_document, parse_pages, spell_pages
 
-SUFFIXES = {
-    ".pdf", ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".webp", ".gif", ".bmp",
-    ".pbm", ".pgm", ".ppm", ".pnm", ".jp2", ".avif",
-}  # fmt: skip
-"""What is taken from a folder; a file named outright may be called anything."""
 STDIN = "-"
 """The file name that stands for standard input."""
 STDIN_NAME = "stdin"
@@ -67,6 +62,7 @@ class Pages:
         max_pages: use only so many pages, of all files together; see :attr:`left_out`.
         max_pixels: refuse a page that is larger.
         stdin: where ``-`` is read from; default: this process's standard input.
+        passed_over: told of each file of a folder that cannot be read, once, with the reason.
 
     Attributes:
         files: all of them, in order.
@@ -90,6 +86,7 @@ class Pages:
         max_pages: int | None = None,
         max_pixels: int = MAX_PIXELS,
         stdin: BinaryIO | None = None,
+        passed_over: Callable[[str], None] | None = None,
     ) -> None:
         if max_pages is not None and max_pages < 1:
             raise DataError(f"max_pages must be at least 1, not {max_pages}")
@@ -101,6 +98,7 @@ class Pages:
         named = set(map(str, paths))
         self._found = {file for file in self.files if file not in named}
         self.unreadable: dict[str, str] = {}
+        self._passed_over = passed_over
         self._stdin, self._read = stdin, None
 
     def _data(self, file: str) -> bytes | None:
@@ -126,10 +124,11 @@ class Pages:
                 plan.append(PageChoice(file, asked[:room], asked[room:]))
                 room -= len(plan[-1].chosen)
         if not plan:
-            raise DataError(
-                f"no file can be read; the first: {next(iter(self.unreadable.values()))}"
-            )
+            raise self._nothing()
         return plan
+
+    def _nothing(self) -> DataError:
+        return DataError(f"no file can be read; the first: {next(iter(self.unreadable.values()))}")
 
     @contextmanager
     def _passing_over(self, file: str) -> Iterator[None]:
@@ -139,12 +138,15 @@ class Pages:
         except DataError as error:
             if file not in self._found:
                 raise
+            if file not in self.unreadable and self._passed_over is not None:
+                self._passed_over(str(error))
             self.unreadable[file] = str(error)
 
     def __len__(self) -> int:
         return sum(len(choice.chosen) for choice in self.plan)
 
     def __iter__(self) -> Iterator[PageImage]:
+        given = 0
         for choice in self.plan:
             if not choice.chosen:
                 continue
@@ -152,7 +154,10 @@ class Pages:
                 for index in choice.chosen:
                     image = document.render(index, self.dpi, self.max_pixels)
                     scale = document.scale(index, self.dpi, self.max_pixels)
+                    given += 1
                     yield PageImage(image, str(document.path), index + 1, scale)
+        if not given and self.unreadable:
+            raise self._nothing()
 
     @property
     def left_out(self) -> str | None:
@@ -188,7 +193,7 @@ def list_files(path: str | Path) -> list[str]:
         file
         for file in folder.rglob("*")
         if file.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and not is_hidden(file.relative_to(folder))
         and file.is_file()
     )
     if not found:

@@ -16,6 +16,11 @@ from ..processing.image_processor import MAX_PIXELS, to_rgb
 
 FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "WEBP", "GIF", "BMP", "PPM", "JPEG2000", "AVIF")
 """Picture formats opened (never EPS and the like, which run other programs)."""
+PICTURE_SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".tif", ".tiff", ".webp", ".gif", ".bmp", ".pbm",
+    ".pgm", ".ppm", ".pnm", ".jp2", ".avif",
+)  # fmt: skip
+"""How files of these formats are usually called."""
 SUBFILE, REDUCED = 254, 1
 """TIFF's tag for what a frame is, and the bit that says a smaller copy of another one."""
 

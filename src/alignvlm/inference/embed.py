@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..errors import ConfigError
+from ..files import replacing
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor
 from .prompt import Prompt, build_prompts, chat, fill_texts
@@ -129,6 +130,5 @@ def write_embeds(
     path = Path(path)
     data = to_bytes(embeds, format, metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_bytes(data)

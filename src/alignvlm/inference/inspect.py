@@ -80,15 +80,6 @@ class PageReading:
             tokenizer.decode([cell.tokens[0][1] for cell in line]).strip() for line in self.lines()
         )
 
-    def most_probable(self, count: int) -> list[tuple[str, float]]:
-        """Tokens other than blank by their probability summed over the page, best first."""
-        mass: dict[str, float] = {}
-        for cell in self.cells:
-            for text, index, probability in cell.tokens:
-                if index != self.blank_id:
-                    mass[text] = mass.get(text, 0.0) + probability
-        return sorted(mass.items(), key=lambda item: -item[1])[:count]
-
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return asdict(self)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...documents.opening import (
+    SUFFIXES,
     is_pdf,
     load_pages,
     open_page,
@@ -42,10 +43,6 @@ from .from_pdf import (
 from .harvesting import Harvest, PageFound, find_files, harvest
 from .ocr_words import RapidOcrReader, Reader, text_lines
 
-SUFFIXES = (
-    ".pdf", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".gif", ".bmp", ".ppm", ".jp2",
-    ".avif",
-)  # fmt: skip
 UNSURE = 0.2
 """Share of a page's characters below the confidence threshold from which it is skipped."""
 

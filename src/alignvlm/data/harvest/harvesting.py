@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ...documents.opening import spell_pages
+from ...documents.opening import is_hidden, spell_pages
 from ...documents.words import Word
 from ...errors import DataError
 from ...files import file_sha256, replacing, write_text
@@ -130,6 +130,7 @@ def find_files(folder: Path, suffixes: Sequence[str], *, without: Path) -> list[
         (path.relative_to(folder).as_posix(), path)
         for path in folder.rglob("*")
         if path.suffix.lower() in suffixes
+        and not is_hidden(path.relative_to(folder))
         and path.is_file()
         and without not in path.resolve().parents
     ]
