@@ -145,3 +145,9 @@ def test_where_nothing_was_read_the_answer_is_empty(model, processor, images, mo
     assert answerer.answer(queries[:1]) == after[:1]
     said = ask(model, processor, [wide], "Who signed?")
     assert (said.text, said.prompt_tokens, said.new_tokens) == ("", 0, 0)
+
+
+def test_pages_of_many_cells_raise_no_warning(model, processor, chats, caplog):
+    processor.tokenizer.model_max_length = 8
+    build_prompts(model, processor, chats)
+    assert "longer than" not in caplog.text

@@ -231,8 +231,12 @@ def _tokenized(
     begin = processor.tokenizer.bos_token
     if begin is not None and texts[0].startswith(begin):
         special_tokens = False  # the chat template wrote it; Llama's tokenizer would add another
-    return processor.tokenizer(
-        whole, padding=True, return_tensors="pt", add_special_tokens=special_tokens
+    return processor.tokenizer(  # verbose would count cells that blank dropping takes away
+        whole,
+        padding=True,
+        return_tensors="pt",
+        add_special_tokens=special_tokens,
+        verbose=False,
     )
 
 
