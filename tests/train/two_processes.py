@@ -96,4 +96,4 @@ if __name__ == "__main__":
         use_zero3()
         run.StageTrainer = Partitioned
     train(load_recipe(recipe), out, quiet=True, resume="--resume" in rest)
-    PartialState().destroy_process_group()  # as the command does
+    run.end_processes()  # as the command does

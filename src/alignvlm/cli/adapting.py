@@ -23,8 +23,6 @@ def train(
     json_: Json = False,
 ) -> None:
     """Train a recipe's stages."""
-    from accelerate import PartialState
-
     from ..train.recipe import load_recipe
 
     loaded = load_recipe(recipe, set_)
@@ -36,6 +34,7 @@ def train(
         return
     if out is None:
         raise AlignVLMError("train needs --out FOLDER (or --dry-run)")
+    from ..train.training import end_processes
     from ..train.training import train as run
 
     folder = run(
@@ -47,8 +46,7 @@ def train(
         report=lambda line: typer.echo(line, err=json_),
     )
     emit(json_, {"out": str(folder)}, f"model written to {folder}")
-    # under torchrun: threads of a group still open at exit may abort the process
-    PartialState().destroy_process_group()
+    end_processes()
 
 
 def finetune(

@@ -309,3 +309,13 @@ def _finish(recipe: Recipe, work: Path, out: Path, overwrite: bool) -> None:
         if curves.is_dir():
             shutil.copytree(curves, final / "tensorboard" / stage.parent.name, dirs_exist_ok=True)
     finish(final, work, out, overwrite)
+
+
+def end_processes() -> None:
+    """Leave the group of processes that torchrun made, all at once; alone there is none.
+
+    Threads of a group that is open at exit, or that another process has left, may abort a process.
+    """
+    state = PartialState()
+    state.wait_for_everyone()
+    state.destroy_process_group()
