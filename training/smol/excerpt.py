@@ -43,18 +43,19 @@ def holds(rows: Sequence[str], answer: str) -> list[int]:
             for number, row in enumerate(rows)
             if any(tuple(map(int, m)) == wanted for m in _DATE.findall(row))
         ]
-    target = _plain(answer)
+    target = plain_text(answer)
     if not target:
         return []
     result = []
     for number, row in enumerate(rows):
-        own = _plain(row)
+        own = plain_text(row)
         if target in own or (len(own) >= 6 and own in target):
             result.append(number)
     return result
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
+    """What answers and rows are compared by: small letters, digits and points."""
     return re.sub(r"[^a-z0-9.]", "", text.lower()).removesuffix(".00").strip(".")
 
 

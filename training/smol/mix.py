@@ -21,12 +21,15 @@ from alignvlm.data.benchmarks.tables import (
     TabFactSource,
     WTQSource,
 )
+from alignvlm.data.synthetic.layouts import FIELDS
 from alignvlm.data.synthetic.render import RenderSpec, render_page, render_table
 from alignvlm.documents.opening import pdf_page_count, pdf_words
 from alignvlm.errors import ConfigError, DataError
+from alignvlm.inference.extractive import ABSENT
 from alignvlm.reader.characters import Characters
 
 from . import wording
+from .augment import another, other_digits, without
 from .excerpt import holds, rows_of, shorten
 from .mistakes import Mistakes
 from .store import Readings
@@ -35,6 +38,11 @@ SHARES = {
     "sroie": 0.54, "form": 0.10, "receipt": 0.08, "deepform": 0.09, "wtq": 0.07, "tabfact": 0.02,
     "chartqa": 0.03, "instruct": 0.04, "text": 0.03,
 }  # fmt: skip
+LONG_SHARES = {
+    "sroie": 0.30, "form": 0.14, "receipt": 0.10, "deepform": 0.09, "wtq": 0.17, "tabfact": 0.09,
+    "chartqa": 0.07, "text": 0.04,
+}  # fmt: skip
+"""Of a run long enough to see each document many times."""
 QUESTIONS = {"wtq": 5, "tabfact": 6, "chartqa": 5, "form": 5, "receipt": 6, "instruct": 4}
 LONGEST = {"wtq": 1200, "tabfact": 1000}
 """Characters of a table; longer ones are left out."""
@@ -59,10 +67,14 @@ class Mix:
         data: the folder of the benchmarks.
         runs: the folder with readings, mistakes and instructions; each is used as far as it is
             there, and what is added while training runs is used as well.
+        shares: of each kind, of pages.
+        variety: share of the pages that are changed (:mod:`.augment`) or asked for what they lack.
     """
 
-    def __init__(self, data: Path, runs: Path, shares: dict[str, float] = SHARES) -> None:
-        self.data, self.runs, self.shares = data, runs, shares
+    def __init__(
+        self, data: Path, runs: Path, shares: dict[str, float] = SHARES, variety: float = 0.0
+    ) -> None:
+        self.data, self.runs, self.shares, self.variety = data, runs, shares, variety
         self.mistakes = Mistakes.load(runs / "mistakes.json")
         self.sources: dict[str, Benchmark] = {
             "sroie": SROIESource(data / "sroie", "train"),
@@ -145,22 +157,55 @@ class Mix:
     def _simulated(self, pages: list[list[str]], rng: random.Random, scale: float) -> Any:
         return [self.mistakes.page(page, rng, scale) for page in pages]
 
-    def _sroie(self, key: str, rng: random.Random) -> Example:
+    def _receipt_page(self, key: str, rng: random.Random) -> tuple[list[Characters], dict]:
+        """Rows of a receipt and its answers by field."""
         source = self.sources["sroie"]
         rows = [source.row(i) for i in self.rows["sroie"][key]]
         pages = self._read("sroie", key)
-        if pages is None:
+        if pages is None or rng.random() < 0.4 * self.variety:
             words = source[self.rows["sroie"][key][0]].words
             assert words is not None
             pages = self._simulated([rows_of(words[0])], rng, 1.0)
-        texts = [row.text for row in pages[0]]
-        keep = {i for row in rows for i in holds(texts, row.answers[0])}
+        return pages[0], {row.id.rpartition("/")[2]: row.answers[0] for row in rows}
+
+    def _sroie(self, key: str, rng: random.Random) -> Example:
+        questions = {
+            row.id.rpartition("/")[2]: wording.task("sroie", row.question)
+            for row in map(self.sources["sroie"].row, self.rows["sroie"][key])
+        }
+        page, answers = self._receipt_page(key, rng)
+        lost = None
+        if rng.random() < self.variety:
+            page, answers, lost = self._varied(page, answers, rng)
+        texts = [row.text for row in page]
+        keep = {i for answer in answers.values() for i in holds(texts, answer)}
         budget = 900 if rng.random() < 0.5 else 2400
-        pages = [[pages[0][i] for i in shorten(texts, keep, budget, rng)]]
-        turns = [(wording.task("sroie", row.question), row.answers[0]) for row in rows]
-        for row in rng.sample(rows, min(1, len(rows))):
-            turns.append((wording.field(row.id.rpartition("/")[2], rng), row.answers[0]))
+        pages = [[page[i] for i in shorten(texts, keep, budget, rng)]]
+        turns = [(questions[name], answer) for name, answer in answers.items()]
+        for name in rng.sample(list(answers), min(1, len(answers))):
+            turns.append((wording.field(name, rng), answers[name]))
+        if lost is not None:
+            turns.append((wording.named(rng.choice(wording.NAMES[lost]), rng), ABSENT))
         return Example("sroie", pages, turns)
+
+    def _varied(
+        self, page: list[Characters], answers: dict[str, str], rng: random.Random
+    ) -> tuple[list[Characters], dict[str, str], str | None]:
+        """A receipt that nobody printed, and the field that was taken from it, if one was."""
+        for name in ("company", "address"):
+            if name in answers and rng.random() < 0.5:
+                other, theirs = self._receipt_page(rng.choice(list(self.rows["sroie"])), rng)
+                made = another(page, answers[name], other, theirs.get(name, ""))
+                if made is not None:
+                    page, answers = made, answers | {name: theirs[name]}
+        if rng.random() < 0.6:
+            page, answers = other_digits(page, answers, "date", rng)
+        if answers and rng.random() < 0.15:
+            name = rng.choice(list(answers))
+            made = without(page, answers, name)
+            if made is not None:
+                return made, {k: v for k, v in answers.items() if k != name}, name
+        return page, answers, None
 
     def _deepform(self, key: str, rng: random.Random) -> Example:
         source = self.sources["deepform"]
@@ -170,7 +215,8 @@ class Mix:
         texts = [row.text for _, row in flat]
         places = {row.id: holds(texts, row.answers[0]) for row in rows}
         keep = {i for found in places.values() for i in found[:2]}
-        chosen = shorten(texts, keep, 1500, rng)
+        budget = rng.choice((1500, 6000)) if self.variety else 1500
+        chosen = shorten(texts, keep, budget, rng)
         made: list[list[Characters]] = []
         last = None
         for i in chosen:
@@ -238,6 +284,11 @@ class Mix:
         rows = rows_of(page.words)
         facts = rng.sample(page.facts, min(QUESTIONS[layout], len(page.facts)))
         turns = [(wording.reworded(f.question, rows, rng), f.answer) for f in facts]
+        if layout == "form" and rng.random() < self.variety:
+            text = " ".join(rows).lower()
+            lacks = [n for n, (labels, _) in FIELDS.items() if not _any_in((n, *labels), text)]
+            few = rng.sample(lacks, min(1, len(lacks)))
+            turns += [(wording.named(name, rng), ABSENT) for name in few]
         return Example(layout, self._simulated([rows], rng, rng.choice((0, 0.1, 0.3))), turns)
 
     def _instructions(self, rng: random.Random) -> Example | None:
@@ -247,3 +298,7 @@ class Mix:
         entries = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
         chosen = rng.sample(entries, min(QUESTIONS["instruct"], len(entries)))
         return Example("instruct", [], [(e["prompt"], e["answer"]) for e in chosen])
+
+
+def _any_in(labels: tuple[str, ...], text: str) -> bool:
+    return any(label.lower() in text for label in labels)

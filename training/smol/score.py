@@ -29,8 +29,9 @@ from alignvlm.weights.resolve import resolve
 from . import wording
 from .excerpt import rows_of
 from .mix import HELD_OUT, TEXT_TOKENS
-from .pages import Prompts, Rows, embed, loss_of, plain
+from .pages import Prompts, Rows, plain
 from .readings import RUNS
+from .sequences import embed, loss_of
 from .store import Readings
 from .train import TEXT
 

