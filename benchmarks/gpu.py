@@ -1,6 +1,7 @@
 """The first minutes on a rented card: what is worth measuring, in order of worth.
 
     python -m benchmarks.gpu --seconds 780 --out DIR     # on a machine with a GPU
+    python -m benchmarks.gpu --steps tests mixture --seconds 300
     python -m benchmarks.gpu --rehearse                  # every step, tiny, on the CPU
 
 Each step is a process with a time limit of its own; what it prints goes to ``DIR/<step>.log`` as it
@@ -118,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--seconds", type=float, default=780, help="of the card, in all")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu")
+    parser.add_argument("--steps", nargs="+", metavar="NAME", help="these alone, in this order")
     parser.add_argument("--rehearse", action="store_true", help="tiny, on the CPU")
     options = parser.parse_args(arguments)
     if not options.rehearse:
@@ -126,6 +128,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not torch.cuda.is_available():
             parser.error("no GPU is at hand; --rehearse goes through the steps on the CPU")
     chosen = (rehearsal if options.rehearse else steps)(options.out)
+    if options.steps:
+        known = {step.name: step for step in chosen}
+        unknown = [name for name in options.steps if name not in known]
+        if unknown:
+            parser.error(f"no step is called {unknown[0]!r}; there are {', '.join(known)}")
+        chosen = [known[name] for name in options.steps]
     for row in run_all(chosen, options.out, options.seconds):
         print(f"{row['step']:20s} {row['outcome']} {row.get('seconds', '')}", flush=True)
     print(f"written: {options.out / 'steps.csv'}")

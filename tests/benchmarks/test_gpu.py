@@ -42,6 +42,15 @@ def test_without_a_card_it_says_so(capsys: pytest.CaptureFixture[str]):
     assert "--rehearse" in capsys.readouterr().err
 
 
+def test_steps_are_chosen_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stopped:
+        gpu.main(["--rehearse", "--out", str(tmp_path), "--steps", "fails", "mixtrue"])
+    assert stopped.value.code == 2
+    assert "'mixtrue'; there are tests, mixture" in capsys.readouterr().err
+    assert gpu.main(["--rehearse", "--out", str(tmp_path), "--steps", "fails"]) == 0
+    assert [row["step"] for row in rows_of(tmp_path)] == ["fails"]
+
+
 @pytest.mark.slow
 def test_the_rehearsal_goes_through_every_step(tmp_path: Path):
     assert gpu.main(["--rehearse", "--out", str(tmp_path)]) == 0
