@@ -208,6 +208,13 @@ def work_time(request: dict[str, Any]) -> dict[str, Any]:
     runs[MATMUL]()
     for name, times in m.time_rounds(runs, request["repeats"], request["patience"]).items():
         result["impls"].setdefault(name, {})["times"] = times
+    if torch.device(request["device"]).type == "cuda":  # counted by its allocator, not by process
+        for name in runs.keys() - {MATMUL}:
+            try:
+                found = work_memory({**request, "impls": [name]})
+            except Exception as error:
+                found = {"skipped": m.reason(error)}
+            result["impls"][name]["memory"] = found
     return result
 
 
@@ -289,8 +296,8 @@ def configuration(request: dict[str, Any], timeout_s: float) -> list[dict[str, A
         return rows + [{**blank, "impl": name, **timed} for name in runnable]
     rows += rows_of(MATMUL, timed, {}, request["setting"])
     for name in runnable:
-        memory: dict[str, Any] = {}
-        if "skipped" not in timed["impls"][name]:
+        memory: dict[str, Any] = timed["impls"][name].get("memory", {})
+        if not memory and "skipped" not in timed["impls"][name]:
             alone = {**request, "mode": "memory", "impls": [name]}
             memory = m.run_worker(module, alone, timeout_s)
         rows += rows_of(name, timed, memory, request["setting"])
