@@ -25,8 +25,8 @@ from .sequences import Sequence4D
 KINDS = ("sroie", "form", "receipt", "deepform", "wtq", "tabfact", "chartqa", "instruct", "text")
 EXAMPLES = 1000
 """Of a file."""
-LONGEST = 4000
-"""Tokens of a sequence; longer ones are left out."""
+LONGEST, LONGEST_ASKED = 4000, 8000
+"""Tokens of a sequence to learn from, and of one to be asked about; longer ones are left out."""
 Arrays = dict[str, NDArray]
 """As they are stored; ``first``, ``owner`` and ``answer`` of all tokens, ``soft_*`` of doubts."""
 

@@ -1,0 +1,116 @@
+"""Greedy answers to what :mod:`.asked` wrote, many at once.
+
+    python -m training.smol.answer --language-model DIR --weights runs/smol/weights.safetensors
+
+Writes ``runs/smol/answers/<task>-<given>.json``; what is there already is not answered again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from .batches import Examples
+
+PREFIX = "text."
+
+
+@torch.no_grad()
+def add_changes(language_model: nn.Module, files: list[Path]) -> None:
+    """Add the stored low-rank changes, as ``alignvlm.compose.shipped`` does."""
+    for file in files:
+        stored = {key: value.float() for key, value in load_file(file).items()}
+        for key, a in stored.items():
+            if key.endswith(".a"):
+                name = key.removeprefix(PREFIX).removesuffix(".a")
+                weight = language_model.get_submodule(name).weight
+                change = stored[f"{PREFIX}{name}.b"] @ a
+                weight += change.to(weight)
+
+
+def prompts_of(examples: Examples, number: int, weight: Tensor) -> list[Tensor]:
+    """Each question of a document with what is seen before it, ``[tokens, d]``."""
+    batch = examples.batch([number])
+    size = int(examples.length[number])
+    inputs, owner = batch.embed(weight)[0, :size], batch.owner[0, :size]
+    return [inputs[(owner == 0) | (owner == n)] for n in range(1, int(owner.max()) + 1)]
+
+
+@torch.inference_mode()
+def answers(model: Any, prompts: list[Tensor], longest: int, tokens: int) -> list[list[int]]:
+    """Greedy answers, in the order of the prompts.
+
+    Args:
+        longest: tokens of an answer at most.
+        tokens: of a batch, about.
+    """
+    end = model.generation_config.eos_token_id
+    order = sorted(range(len(prompts)), key=lambda n: -len(prompts[n]))
+    found: list[list[int]] = [[] for _ in prompts]
+    place = 0
+    while place < len(order):
+        size = len(prompts[order[place]])
+        own = order[place : place + max(1, tokens // (size + longest))]
+        place += len(own)
+        pads = [size - len(prompts[n]) for n in own]
+        inputs = torch.stack(
+            [nn.functional.pad(prompts[n], (0, 0, p, 0)) for n, p in zip(own, pads)]
+        )
+        steps = torch.arange(size, device=inputs.device)
+        mask = (steps >= torch.tensor(pads, device=inputs.device)[:, None]).long()
+        said = model.generate(
+            inputs_embeds=inputs, attention_mask=mask, max_new_tokens=longest, do_sample=False,
+            pad_token_id=end,
+        ).tolist()  # fmt: skip
+        for n, row in zip(own, said):
+            found[n] = row[: row.index(end)] if end in row else row
+    return found
+
+
+def main() -> None:
+    """Answer and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--language-model", required=True, help="folder of SmolLM2-135M-Instruct")
+    parser.add_argument("--weights", type=Path, nargs="*", default=[], help="low-rank changes")
+    parser.add_argument("--out", type=Path, default=Path("runs/smol"))
+    parser.add_argument("--only", nargs="+", metavar="TASK-GIVEN", help="these alone")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tokens", type=int, default=200_000, help="of a batch, about")
+    asked = parser.parse_args()
+    device = torch.device(asked.device)
+    model = AutoModelForCausalLM.from_pretrained(asked.language_model, dtype=torch.float32)
+    add_changes(model.model, asked.weights)
+    model.to(device).eval()
+    weight = model.get_input_embeddings().weight.detach()
+    folder = asked.out / "answers"
+    folder.mkdir(parents=True, exist_ok=True)
+    names = asked.only or [path.stem for path in sorted((asked.out / "asked").glob("*.npz"))]
+    for name in names:
+        target, start = folder / f"{name}.json", time.monotonic()
+        if target.is_file():
+            continue
+        about = json.loads((asked.out / "asked" / f"{name}.json").read_text("utf-8"))
+        examples = Examples([asked.out / "asked" / f"{name}.npz"], device)
+        prompts = [p for n in range(len(examples)) for p in prompts_of(examples, n, weight)]
+        numbers = [number for one in about["documents"] for number in one["numbers"]]
+        said = answers(model, prompts, about["max_new_tokens"], asked.tokens)
+        about["said"] = [[number, ids] for number, ids in zip(numbers, said, strict=True)]
+        target.write_text(json.dumps(about), "utf-8")
+        longest = int(np.max([len(p) for p in prompts]))
+        print(
+            f"{name}: {len(prompts)} questions, up to {longest} tokens, "
+            f"{time.monotonic() - start:.1f} s", flush=True,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
