@@ -105,9 +105,8 @@ def main() -> None:
         for given, own in said.items():
             for number in sorted(own)[: asked.show]:
                 sample = task.sample(number)
-                print(
-                    f"  {given} {sample.group} {sample.question!r}: {own[number]!r} {sample.answers}"
-                )
+                about = f"{given} {sample.group} {sample.question!r}"
+                print(f"  {about}: {own[number]!r} {sample.answers}")
     (asked.out / "judged.json").write_text(json.dumps(judged, indent=1) + "\n", "utf-8")
 
 
