@@ -1,0 +1,22 @@
+"""The tour's figures can be drawn again."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+SCRIPT = Path(__file__).resolve().parents[2] / "docs" / "figures.py"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["page-to-tokens", "blank-dropping"])
+def test_the_tours_figures_are_drawn(tmp_path, name):
+    spec = importlib.util.spec_from_file_location("figures", SCRIPT)
+    figures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(figures)
+    getattr(figures, name.replace("-", "_"))(tmp_path)
+    made = Image.open(tmp_path / f"{name}.png").convert("L")
+    stored = Image.open(SCRIPT.parent / "images" / f"{name}.png")
+    assert made.size == stored.size
+    assert min(made.getdata()) < 80  # something is drawn
