@@ -87,12 +87,15 @@ class Batcher:
         self.pages, self.tokens_of = pages, tokens_of
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_padding()
-        (self.end,) = self.encode(END)
         self._cells: dict[int, Tensor] = {}
+        self._encoded: dict[str, list[int]] = {}
+        (self.end,) = self.encode(END)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text."""
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        """Token ids of a text; remembered, not to be changed."""
+        if text not in self._encoded:
+            self._encoded[text] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return self._encoded[text]
 
     def cells(self, page: int) -> Tensor:
         """Features and places of a page's cells, float32 ``[n, D_CELL]``."""

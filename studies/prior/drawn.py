@@ -186,7 +186,7 @@ def laid_out(seed: int) -> Iterator[Drawn]:
             canvas.next_line()
             y += canvas.pitch
         page = canvas.page("form", [(f"What is the {asked}?", values[asked])])
-        yield from_rendered(f"laid-out/{seed}/{way}", page, facts=seed, way=way)
+        yield from_rendered(f"laid-out/{seed}/{way}", page, group=seed, way=way)
 
 
 def with_scan(seed: int) -> Iterator[Drawn]:

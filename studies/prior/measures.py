@@ -18,6 +18,7 @@ from .store import CHANNELS
 BATCH = 64
 MOST_TOKENS = 24
 """Of an answer that is generated."""
+PARTS = ("test", "receipts", "layouts", "scans", "look-alikes")
 NOISY = 96
 """Questions of the noise sweep."""
 NEGLIGIBLE = 1e-6 * 128_256
@@ -90,21 +91,22 @@ class Measures:
         return far / count
 
 
-def measure(reader: Reader, batcher: Batcher, device: str, *, everything: bool) -> dict[str, Any]:
-    """Losses and answers; for a cell of the sweep of learning rates losses alone."""
+def measure(
+    reader: Reader, batcher: Batcher, device: str, *, answers: bool, everything: bool
+) -> dict[str, Any]:
+    """Losses; with ``answers`` answers to questions, with ``everything`` all the rest."""
     own, pages = Measures(reader, batcher, device), batcher.pages
     reading = held_out(pages, "test", read=True)
     asked = held_out(pages, "test", read=False)
     found: dict[str, Any] = {"reading": own.loss(reading), "asking": own.loss(asked)}
-    if not everything:
+    if not answers:
         return found
-    real = held_out(pages, "receipts", read=False)
-    found["receipts"] = own.loss(real)
+    found["receipts"] = own.loss(held_out(pages, "receipts", read=False))
+    parts = PARTS if everything else PARTS[:2]
     found["answers"] = {
-        part: own.answers(held_out(pages, part, read=False))
-        for part in ("test", "receipts", "layouts", "scans", "look-alikes")
+        part: own.answers(held_out(pages, part, read=False)) for part in parts
     }
-    if reader.kind == "text":
+    if reader.kind == "text" or not everything:
         return found
     found["white"] = {"answers": own.answers(asked, white=True), **own.loss(reading, white=True)}
     found["noise"] = [

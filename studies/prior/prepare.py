@@ -109,7 +109,7 @@ def described(part: str, page: Drawn) -> dict[str, Any]:
     """What is kept of a page beside its cells."""
     return {
         "name": page.name, "kind": page.kind, "part": part, "text": page.text,
-        "facts": page.facts, **page.more,
+        **page.more, "facts": page.facts,
     }  # fmt: skip
 
 

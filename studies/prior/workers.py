@@ -14,7 +14,7 @@ import torch
 
 from .settings import Cell
 
-SMOKE_STEPS = 2
+SMOKE_STEPS, SMOKE_BATCH = 2, 2
 
 
 def run_cells(
@@ -36,7 +36,7 @@ def run_cells(
     started = time.perf_counter()
     todo = [cell for cell in cells if not (results / f"{cell.name}.json").exists()]
     if smoke:
-        todo = [replace(cell, steps=SMOKE_STEPS) for cell in todo]
+        todo = [replace(cell, steps=SMOKE_STEPS, batch=SMOKE_BATCH) for cell in todo]
     context = multiprocessing.get_context("spawn")
     workers: dict[Connection, Any] = {}
     for _ in range(min(parallel, len(todo))):

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+ROOT = Path(__file__).parents[3]
 SCRIPT = """
 import sys
 
@@ -27,7 +29,7 @@ print(json.dumps(sorted(own)))
 
 
 def test_the_gpu_path_imports_little():
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     own = json.loads(done.stdout)
     assert "studies.prior.cell" in own and "alignvlm.connectors.align" in own
