@@ -37,13 +37,17 @@ class LowRank(nn.Module):
             self.a = nn.Parameter(torch.empty(rank, weight.shape[1]))
             self.b = nn.Parameter(torch.zeros(weight.shape[0], rank))
             nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+        self.cast: tuple[Tensor, Tensor] | None = None
+        """A and B in the weights' precision, for the time of a forward pass."""
 
-    def forward(self, x: Float[Tensor, "*n in"]) -> Float[Tensor, "*n out"]:
+    def forward(self, x: Float[Tensor, "b n in"]) -> Float[Tensor, "b n out"]:
         """``alpha`` is twice the rank."""
         y = F.linear(x, self.weight)
-        if not self.rank:
+        if self.cast is None:
             return y
-        return y + 2 * F.linear(F.linear(x, self.a.to(x.dtype)), self.b.to(x.dtype))
+        a, b = self.cast
+        low = F.linear(x, a).flatten(0, 1)
+        return torch.addmm(y.flatten(0, 1), low, b.T, alpha=2).view_as(y)
 
 
 class Layer(nn.Module):
@@ -127,6 +131,18 @@ class LanguageModel(nn.Module):
         exponent = torch.arange(0, self.head_dim, 2, device=device).float() / self.head_dim
         self.frequencies = base**-exponent
 
+    def cast_changes(self) -> None:
+        """All low-rank changes in the weights' precision, at once: one kernel, not hundreds."""
+        changed = [m for m in self.modules() if isinstance(m, LowRank) and m.rank]
+        if not changed:
+            return
+        parts = [p for m in changed for p in (m.a, m.b)]
+        flat = torch.cat([p.flatten() for p in parts]).to(self.table.dtype)
+        split = flat.split([p.numel() for p in parts])
+        cast = [piece.view_as(p) for piece, p in zip(split, parts, strict=True)]
+        for i, module in enumerate(changed):
+            module.cast = cast[2 * i], cast[2 * i + 1]
+
     def turn(self, places: Int[Tensor, "b n"], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines of places, ``[b, 1, n, head_dim]``."""
         angle = places[..., None].float() * self.frequencies
@@ -140,6 +156,7 @@ class LanguageModel(nn.Module):
     def with_cache(self, x: Float[Tensor, "b n d"], keep: bool = True) -> tuple[Tensor, Cache]:
         """Hidden states, and what :meth:`step` needs to go on."""
         x = x.to(self.table.dtype)
+        self.cast_changes()
         turn = self.turn(torch.arange(x.shape[1], device=x.device)[None], x.dtype)
         cache: Cache = []
         for layer in self.layers:

@@ -25,8 +25,8 @@ from .store import Pages, packed
 PART = 64
 LEAST, MOST = 12, 128
 """Cells of a page; others are left out."""
-TRAIN, REAL = 4096, 4
-"""Training pages; every ``REAL``-th is a crop of a real receipt."""
+TRAIN, REAL = 4160, 4
+"""Training pages, a few more than are used; every ``REAL``-th is a crop of a real receipt."""
 TEST, RECEIPTS, LAYOUTS, SCANS, LOOK_ALIKES = 192, 96, 32, 48, 48
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 SEEDS = (0, 1, 2)
 SWEEP_SEED = 100
 """Learning rates are chosen on it; it is not reported."""
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
-SIZES = {256: 128, 1024: 256, 4096: 640}
+SIZES = {256: 128, 1024: 256, 4096: 512}
 """Training pages to steps of :data:`BATCH` pages."""
 SWEEP_SIZE, SWEEP_STEPS = 1024, 96
 BATCH = 16
@@ -54,16 +54,16 @@ VARIANTS: dict[str, Variant] = {
     "align-random-head": Variant({"type": "align", "init": "random"}, "align"),
     "align-no-outer-norm": Variant({"type": "align", "outer_norm": False}, "align"),
     "align-gamma-6": Variant({"type": "align", "gamma": 6.0}, "align"),
-    "align-low-rank": Variant(_ALIGN, "align", rank=LOW_RANK),
-    "mlp-low-rank": Variant({"type": "mlp"}, "mlp", rank=LOW_RANK),
-    "ovis-low-rank": Variant({"type": "ovis"}, "ovis", rank=LOW_RANK),
-    "perceiver-low-rank": Variant(_PERCEIVER, "perceiver", rank=LOW_RANK),
-    "align-grounded-low-rank": Variant(_ALIGN, "align", grounded=1.0, rank=LOW_RANK),
     "h_reducer": Variant({"type": "h_reducer"}, "h_reducer"),
     "c_abstractor": Variant(
         {"type": "c_abstractor", "out_rows": 1, "out_cols": 64, "hidden_size": 256, "depth": 1},
         "c_abstractor",
     ),
+}
+VARIANTS |= {
+    f"{name}-low-rank": replace(variant, rank=LOW_RANK)
+    for name, variant in VARIANTS.items()
+    if name != "text"
 }
 """``text`` is the ceiling: the page's true text, behind a trained prompt."""
 
@@ -132,20 +132,22 @@ def all_cells() -> list[Cell]:
         by_variant = [reported(variant, size) for variant in variants]
         cells.extend(cell for seeds in zip(*by_variant, strict=True) for cell in seeds)
 
+    adapted = tuple(f"{variant}-low-rank" for variant in HEADLINE)
     add(HEADLINE, large)
+    add(adapted, large)
     add(HEADLINE, small)
-    add(("align-grounded", "text"), large)
+    add(adapted, small)
+    add(("align-grounded-low-rank", "text"), large)
+    add(("align-grounded", "align-fitted"), large)
+    add(("align-grounded-low-rank",), small)
+    add(adapted, middle)
+    add(("align-random-head-low-rank", "align-no-outer-norm-low-rank"), large)
+    add(("align-gamma-6-low-rank", "align-fitted-low-rank"), large)
+    add(("h_reducer-low-rank", "c_abstractor-low-rank"), large)
     add(HEADLINE, middle)
-    add(("align-low-rank", "mlp-low-rank"), large)
-    add(("align-fitted",), large)
-    add(("align-random-head",), large)
     add(("align-grounded", "align-fitted"), small)
-    add(("align-no-outer-norm",), large)
-    add(("align-gamma-6",), large)
-    add(("align-grounded-low-rank", "ovis-low-rank", "perceiver-low-rank"), large)
-    add(("h_reducer",), large)
-    add(("c_abstractor",), large)
-    add(("align-low-rank", "mlp-low-rank"), small)
+    add(("align-random-head", "align-no-outer-norm", "align-gamma-6"), large)
+    add(("h_reducer", "c_abstractor"), large)
     return cells
 
 
