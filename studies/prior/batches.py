@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -81,9 +82,7 @@ class Batcher:
             in their place.
     """
 
-    def __init__(
-        self, pages: Pages, folder: Path, tokens_of: Callable[[int], int] | None
-    ) -> None:
+    def __init__(self, pages: Pages, folder: Path, tokens_of: Callable[[int], int] | None) -> None:
         self.pages, self.tokens_of = pages, tokens_of
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_padding()
@@ -158,13 +157,20 @@ def _flat(ranges: list[tuple[int, int]]) -> Tensor:
     return torch.from_numpy(np.concatenate(parts) if parts else np.zeros(0, np.int64))
 
 
-def training_order(pages: Pages, size: int, steps: int, batch: int, seed: int) -> Iterator[list[Question]]:
+def page_order(pages: Pages, seed: int) -> NDArray[np.int64]:
+    """Training pages in a seed's order."""
+    return np.random.default_rng((seed, 2)).permutation(pages.of_part("train"))
+
+
+def training_order(
+    pages: Pages, size: int, steps: int, batch: int, seed: int
+) -> Iterator[list[Question]]:
     """Questions of each step: the first ``size`` pages of the seed's order, again and again.
 
     Half are to be read aloud, half are asked about; another draw each time a page comes up.
     """
     rng = np.random.default_rng((seed, 1))
-    own = rng.permutation(pages.of_part("train"))[:size]
+    own = page_order(pages, seed)[:size]
     queue: list[int] = []
     for _ in range(steps):
         while len(queue) < batch:
@@ -180,6 +186,12 @@ def asked(pages: Pages, page: int, rng: np.random.Generator, *, read: bool) -> Q
         return Question(page, READ, meta["text"])
     question, answer = meta["facts"][int(rng.integers(len(meta["facts"])))]
     return Question(page, question, answer)
+
+
+def unseen(pages: Pages, seed: int, count: int, *, read: bool) -> list[Question]:
+    """Questions about the last training pages of a seed's order, to choose a learning rate by."""
+    rng = np.random.default_rng(6)
+    return [asked(pages, page, rng, read=read) for page in page_order(pages, seed)[-count:]]
 
 
 def held_out(pages: Pages, part: str, *, read: bool) -> list[Question]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .language_model import LanguageModel
-from .measures import measure
+from .measures import measure, unseen_loss
 from .reader import Reader
 from .settings import RATES, VARIANTS, Cell
 from .store import Pages
@@ -48,9 +48,10 @@ class Bench:
         rate = cell.rate or best_rate(results, variant.rates)
         training = train(reader, batcher, cell, rate, self.device)
         reader.requires_grad_(False)
-        found = measure(
-            reader, batcher, self.device, answers=cell.rate is None, everything=cell.measure_all
-        )
+        if cell.rate is None:
+            found = measure(reader, batcher, self.device, everything=cell.measure_all)
+        else:
+            found = unseen_loss(reader, batcher, self.device, cell.seed)
         result = {
             "cell": {**cell.to_dict(), "rate": rate},
             "connector": dict(variant.connector),
@@ -68,7 +69,7 @@ class Bench:
 
 
 def best_rate(results: Path, variant: str) -> float:
-    """Of the grid the learning rate with the lowest loss on held-out pages, both tasks alike."""
+    """Of the grid the learning rate with the lowest loss on unseen pages, both tasks alike."""
     found = {}
     for rate in RATES:
         stored = json.loads((results / f"sweep-{variant}-{rate:g}.json").read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""What is measured on a trained cell; answers are kept as text and scored when they are reported."""
+"""What is measured on a trained cell; answers are kept as text, and scored when reported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from .batches import Batch, Batcher, Question, held_out
+from .batches import Batch, Batcher, Question, held_out, unseen
 from .reader import AlignConnector, Reader
 from .settings import SIGMAS
 from .store import CHANNELS
@@ -19,11 +19,13 @@ BATCH = 64
 MOST_TOKENS = 24
 """Of an answer that is generated."""
 PARTS = ("test", "receipts", "layouts", "scans", "look-alikes")
+UNSEEN = 192
+"""Pages that choose the learning rate."""
 NOISY = 96
 """Questions of the noise sweep."""
 NEGLIGIBLE = 1e-6 * 128_256
-"""The paper's threshold on mean probabilities, times its vocabulary: the same fraction of the uniform
-probability for any vocabulary."""
+"""The paper's threshold on mean probabilities, times its vocabulary: the same fraction
+of the uniform probability for any vocabulary."""
 ROWS = 512
 """Cells whose dense distribution is held at once."""
 
@@ -91,21 +93,24 @@ class Measures:
         return far / count
 
 
-def measure(
-    reader: Reader, batcher: Batcher, device: str, *, answers: bool, everything: bool
-) -> dict[str, Any]:
-    """Losses; with ``answers`` answers to questions, with ``everything`` all the rest."""
+def unseen_loss(reader: Reader, batcher: Batcher, device: str, seed: int) -> dict[str, Any]:
+    """Losses on training pages that a cell of the sweep did not see: they choose the rate."""
+    own, pages = Measures(reader, batcher, device), batcher.pages
+    return {
+        name: own.loss(unseen(pages, seed, UNSEEN, read=read))
+        for name, read in (("reading", True), ("asking", False))
+    }
+
+
+def measure(reader: Reader, batcher: Batcher, device: str, *, everything: bool) -> dict[str, Any]:
+    """Losses and answers; with ``everything`` all the rest."""
     own, pages = Measures(reader, batcher, device), batcher.pages
     reading = held_out(pages, "test", read=True)
     asked = held_out(pages, "test", read=False)
     found: dict[str, Any] = {"reading": own.loss(reading), "asking": own.loss(asked)}
-    if not answers:
-        return found
     found["receipts"] = own.loss(held_out(pages, "receipts", read=False))
     parts = PARTS if everything else PARTS[:2]
-    found["answers"] = {
-        part: own.answers(held_out(pages, part, read=False)) for part in parts
-    }
+    found["answers"] = {part: own.answers(held_out(pages, part, read=False)) for part in parts}
     if reader.kind == "text" or not everything:
         return found
     found["white"] = {"answers": own.answers(asked, white=True), **own.loss(reading, white=True)}

@@ -1,7 +1,7 @@
 """Features of all pages of the study, stored once: ``python -m studies.prior.prepare``.
 
-Takes about half an hour of one core. Resumable: parts of 64 pages lie in ``OUT/parts`` until they are
-put together.
+Takes about half an hour of one core. Resumable: parts of 64 pages lie in ``OUT/parts`` until
+they are put together.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Connector configs where pydantic is not installed.
 
-The connectors themselves need torch alone; their configs are pydantic models. On a machine that only
-trains cells this stands in: keyword arguments over the defaults, nothing checked (the values come from
-``settings.py``, which the tests build with pydantic itself).
+The connectors themselves need torch alone; their configs are pydantic models. On a machine that
+only trains cells this stands in: keyword arguments over the defaults, nothing checked (the values
+come from ``settings.py``, which the tests build with pydantic itself).
 """
 
 from __future__ import annotations

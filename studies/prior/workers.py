@@ -99,9 +99,7 @@ def _hear(
     print(f"{time.perf_counter() - started:6.1f} s  {said}", flush=True)
 
 
-def _work(
-    line: Connection, pages: Path, language_model: Path, results: Path, device: str
-) -> None:
+def _work(line: Connection, pages: Path, language_model: Path, results: Path, device: str) -> None:
     from .cell import Bench  # after the process has started: it imports everything
 
     if device == "cuda":

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from studies.prior.encode import peaks, token_cells
 
 

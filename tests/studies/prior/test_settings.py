@@ -1,7 +1,8 @@
 """Which cells there are."""
 
-from alignvlm.connectors.configs import connector_config
 from studies.prior.settings import HEADLINE, SEEDS, SIZES, VARIANTS, all_cells, chosen
+
+from alignvlm.connectors.configs import connector_config
 
 
 def test_the_headline_comes_first_with_all_seeds():

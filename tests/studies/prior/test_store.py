@@ -1,7 +1,6 @@
 """Stored pages."""
 
 import numpy as np
-
 from studies.prior.store import STEPS, Pages, packed
 
 

@@ -10,10 +10,11 @@ SCRIPT = """
 import sys
 
 class Missing:
-    names = {"pydantic", "pypdfium2", "rapidfuzz", "cv2", "datasets", "gguf", "typer", "PIL", "peft"}
+    names = {"pydantic", "pypdfium2", "rapidfuzz", "cv2", "datasets", "gguf", "typer", "PIL"}
 
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in self.names or "pp_ocrv6" in name or name.endswith("alignvlm.reader"):
+        ours = "pp_ocrv6" in name or name == "alignvlm.reader"
+        if ours or name.partition(".")[0] in self.names:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return None
 
