@@ -23,7 +23,7 @@ from .encode import Encoder
 from .store import Pages, packed
 
 PART = 64
-LEAST, MOST = 12, 128
+LEAST, MOST = 8, 128
 """Cells of a page; others are left out."""
 TRAIN, REAL = 4160, 4
 """Training pages, a few more than are used; every ``REAL``-th is a crop of a real receipt."""
