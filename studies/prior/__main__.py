@@ -1,0 +1,48 @@
+"""The study's one command.
+
+::
+
+    python -m studies.prior.prepare --language-model DIR --receipts DIR   # once: the features
+    python -m studies.prior run --language-model DIR                      # resumable
+    python -m studies.prior run --language-model DIR --device cuda --parallel 8 --seconds 200
+    python -m studies.prior list --cells align,mlp
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .settings import all_cells, chosen
+from .workers import run_cells
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m studies.prior")
+    parser.add_argument("what", choices=["run", "list"])
+    parser.add_argument("--cells", default="", help="parts of cell names, comma-separated")
+    parser.add_argument("--pages", type=Path, default=Path("runs/study/pages.npz"))
+    parser.add_argument("--language-model", type=Path, help="folder of SmolLM2-135M-Instruct")
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/study/prior"))
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--parallel", type=int, default=1, help="worker processes")
+    parser.add_argument("--seconds", type=float, default=1e9, help="stop everything after that")
+    parser.add_argument("--smoke", action="store_true", help="two steps a cell, to see it run")
+    asked = parser.parse_args()
+    cells = chosen(all_cells(), asked.cells)
+    if asked.what == "list":
+        for cell in cells:
+            done = (asked.results / f"{cell.name}.json").exists()
+            print(f"{'x' if done else ' '} {cell.name}: {cell.steps} steps of {cell.batch}")
+        return
+    if asked.language_model is None:
+        parser.error("run needs --language-model")
+    run_cells(
+        cells, asked.pages, asked.language_model, asked.results, asked.device,
+        asked.parallel, asked.seconds, smoke=asked.smoke,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""The language model of the study: a Llama read from its folder, lean enough for many short steps.
+
+transformers' own takes three times as many kernels a layer, and the study's steps are so short that
+starting them is what they cost. Same numbers (tests/studies/prior/test_language_model.py).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+Cache = list[tuple[Tensor, Tensor]]
+"""Keys and values of each layer, ``[batch, heads, places, head_dim]``."""
+
+
+class LowRank(nn.Module):
+    """A frozen linear layer, and what is learnt on top: ``W x + (alpha / r) B A x`` (LoRA).
+
+    Args:
+        weight: W ``[out, in]``.
+        rank: r; 0: nothing is learnt.
+    """
+
+    def __init__(self, weight: Float[Tensor, "out in"], rank: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.rank = rank
+        if rank:
+            self.a = nn.Parameter(torch.empty(rank, weight.shape[1]))
+            self.b = nn.Parameter(torch.zeros(weight.shape[0], rank))
+            nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+        self.cast: tuple[Tensor, Tensor] | None = None
+        """A and B in the weights' precision, for the time of a forward pass."""
+
+    def forward(self, x: Float[Tensor, "b n in"]) -> Float[Tensor, "b n out"]:
+        """``alpha`` is twice the rank."""
+        y = F.linear(x, self.weight)
+        if self.cast is None:
+            return y
+        a, b = self.cast
+        low = F.linear(x, a).flatten(0, 1)
+        return torch.addmm(y.flatten(0, 1), low, b.T, alpha=2).view_as(y)
+
+
+class Layer(nn.Module):
+    """One block; q, k, v are one product, so are gate and up."""
+
+    def __init__(self, weights: dict[str, Tensor], config: dict[str, Any], rank: int) -> None:
+        super().__init__()
+        self.heads, self.kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+        self.eps = config["rms_norm_eps"]
+        attention = [weights[f"self_attn.{n}_proj.weight"] for n in "qkv"]
+        mlp = [weights[f"mlp.{n}_proj.weight"] for n in ("gate", "up")]
+        self.qkv = LowRank(torch.cat(attention), rank)
+        self.o = LowRank(weights["self_attn.o_proj.weight"], rank)
+        self.gate_up = LowRank(torch.cat(mlp), rank)
+        self.down = LowRank(weights["mlp.down_proj.weight"], rank)
+        self.register_buffer("before", weights["input_layernorm.weight"])
+        self.register_buffer("between", weights["post_attention_layernorm.weight"])
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        turn: tuple[Tensor, Tensor],
+        cache: tuple[Tensor, Tensor] | None = None,
+        at: Int[Tensor, " b"] | None = None,
+        mask: Tensor | None = None,
+    ) -> tuple[Float[Tensor, "b n d"], tuple[Tensor, Tensor]]:
+        """Without a cache causal; with one the places ``at`` of it are written, and ``mask`` says
+        what each may see."""
+        b, n, d = x.shape
+        h = F.rms_norm(x, (d,), self.before, self.eps)
+        qkv = self.qkv(h).view(b, n, self.heads + 2 * self.kv_heads, -1).transpose(1, 2)
+        qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), 1)
+        q, k = rotated(qk, turn).split((self.heads, self.kv_heads), 1)
+        if cache is not None and at is not None:
+            row = torch.arange(b, device=x.device)
+            cache[0][row, :, at] = k[:, :, 0]
+            cache[1][row, :, at] = v[:, :, 0]
+            k, v = cache
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+        )
+        x = x + self.o(y.transpose(1, 2).reshape(b, n, -1))
+        gate, up = self.gate_up(F.rms_norm(x, (d,), self.between, self.eps)).chunk(2, -1)
+        return x + self.down(F.silu(gate) * up), (k, v)
+
+
+def rotated(x: Float[Tensor, "b h n d"], turn: tuple[Tensor, Tensor]) -> Float[Tensor, "b h n d"]:
+    """Rotary places: ``turn`` holds cosines and sines, broadcast over heads."""
+    cos, sin = turn
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat((-second, first), -1) * sin
+
+
+class LanguageModel(nn.Module):
+    """Frozen, or with low-rank changes to every linear layer.
+
+    Args:
+        folder: with ``config.json`` and ``model.safetensors`` of a Llama with tied embeddings.
+        rank: of the changes; 0: frozen.
+        dtype: of the frozen weights.
+    """
+
+    def __init__(
+        self, folder: Path, rank: int = 0, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    ) -> None:
+        super().__init__()
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        stored = load_file(folder / "model.safetensors")
+        weights = {k.removeprefix("model."): v.to(device, dtype) for k, v in stored.items()}
+        self.config = config
+        self.width: int = config["hidden_size"]
+        self.register_buffer("table", weights["embed_tokens.weight"])
+        self.register_buffer("norm", weights["norm.weight"])
+        self.layers = nn.ModuleList(
+            Layer(_of_layer(weights, i), config, rank) for i in range(config["num_hidden_layers"])
+        )
+        self.to(device)
+        self.head_dim = config.get("head_dim") or self.width // config["num_attention_heads"]
+        rope = config.get("rope_parameters") or config
+        base = rope["rope_theta"]
+        exponent = torch.arange(0, self.head_dim, 2, device=device).float() / self.head_dim
+        self.frequencies = base**-exponent
+
+    def cast_changes(self) -> None:
+        """All low-rank changes in the weights' precision, at once: one kernel, not hundreds."""
+        changed = [m for m in self.modules() if isinstance(m, LowRank) and m.rank]
+        if not changed:
+            return
+        parts = [p for m in changed for p in (m.a, m.b)]
+        flat = torch.cat([p.flatten() for p in parts]).to(self.table.dtype)
+        split = flat.split([p.numel() for p in parts])
+        cast = [piece.view_as(p) for piece, p in zip(split, parts, strict=True)]
+        for i, module in enumerate(changed):
+            module.cast = cast[2 * i], cast[2 * i + 1]
+
+    def turn(self, places: Int[Tensor, "b n"], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of places, ``[b, 1, n, head_dim]``."""
+        angle = places[..., None].float() * self.frequencies
+        angle = torch.cat((angle, angle), -1)[:, None]
+        return angle.cos().to(dtype), angle.sin().to(dtype)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """Last hidden states of input embeddings; later places are padding where there is any."""
+        return self.with_cache(x, keep=False)[0]
+
+    def with_cache(self, x: Float[Tensor, "b n d"], keep: bool = True) -> tuple[Tensor, Cache]:
+        """Hidden states, and what :meth:`step` needs to go on."""
+        x = x.to(self.table.dtype)
+        self.cast_changes()
+        turn = self.turn(torch.arange(x.shape[1], device=x.device)[None], x.dtype)
+        cache: Cache = []
+        for layer in self.layers:
+            x, own = layer(x, turn)
+            if keep:
+                cache.append(own)
+        return F.rms_norm(x, (self.width,), self.norm, self.config["rms_norm_eps"]), cache
+
+    def logits(self, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n vocab"]:
+        """Of the next token, fp32; the table is the head."""
+        return F.linear(hidden.to(self.table.dtype), self.table).float()
+
+    def embed(self, ids: Int[Tensor, "*n"]) -> Float[Tensor, "*n d"]:
+        """Rows of the table."""
+        return self.table[ids]
+
+    @torch.no_grad()
+    def generate(
+        self, x: Float[Tensor, "b n d"], lengths: Int[Tensor, " b"], most: int, stop: int
+    ) -> Int[Tensor, "b most"]:
+        """Greedy answers to prompts padded at the right; filled up with ``stop``.
+
+        Args:
+            lengths: places of each prompt.
+            most: tokens of an answer.
+        """
+        b, n, _ = x.shape
+        hidden, cache = self.with_cache(x)
+        cache = [(F.pad(k, (0, 0, 0, most)), F.pad(v, (0, 0, 0, most))) for k, v in cache]
+        row = torch.arange(b, device=x.device)
+        ids = self.logits(hidden[row, lengths - 1]).argmax(-1)
+        answer = ids.new_full((b, most), stop)
+        ended = torch.zeros(b, dtype=torch.bool, device=x.device)
+        for i in range(most):
+            ended = ended | (ids == stop)
+            answer[:, i] = torch.where(ended, stop, ids)
+            if i == most - 1 or (i % 8 == 7 and bool(ended.all())):
+                break
+            at = lengths + i
+            seen = torch.arange(n + most, device=x.device)[None] <= at[:, None]
+            h = self.embed(ids)[:, None]
+            turn = self.turn(at[:, None], h.dtype)
+            for layer, own in zip(self.layers, cache, strict=True):
+                h, _ = layer(h, turn, own, at, seen[:, None, None])
+            hidden = F.rms_norm(h, (self.width,), self.norm, self.config["rms_norm_eps"])
+            ids = self.logits(hidden[:, 0]).argmax(-1)
+        return answer
+
+
+def _of_layer(weights: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+    prefix = f"layers.{number}."
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
