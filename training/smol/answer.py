@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=200_000, help="of a batch, about")
     asked = parser.parse_args()
     device = torch.device(asked.device)
+    torch.set_float32_matmul_precision("high")
     model = AutoModelForCausalLM.from_pretrained(asked.language_model, dtype=torch.float32)
     add_changes(model.model, asked.weights)
     model.to(device).eval()
