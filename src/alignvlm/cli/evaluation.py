@@ -136,7 +136,7 @@ def run(
                 overwrite=overwrite,
                 quiet=True if json_ else None,
             )
-        rows.append(_summary(result, file))
+        rows.append({**_summary(result, file), "already_there": result.found})
         if not json_:
             typer.echo(_sentence(rows[-1]))
     if json_:
@@ -305,10 +305,11 @@ def _summary(result: Result, file: Path) -> dict[str, Any]:
 
 def _sentence(row: dict[str, Any]) -> str:
     low, high = row["interval"]
+    done = "already there:" if row["already_there"] else "wrote"
     return (
         f"{row['task']} {row['split']}, {row['answerer']}: {row['metric']} "
         f"{100 * row['score']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] on {row['samples']} "
-        f"samples, {row['seconds_per_sample']:.3g} s each; wrote {row['out']}"
+        f"samples, {row['seconds_per_sample']:.3g} s each; {done} {row['out']}"
     )
 
 
