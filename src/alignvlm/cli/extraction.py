@@ -15,8 +15,19 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from ..errors import ConfigError, DataError, nearest
-from .answers import MAX_PAGES, MaxPages, Password
-from .options import DPI, Dpi, Model, PageRange, note
+from .options import (
+    DPI,
+    MAX_NEW_TOKENS,
+    MAX_PAGES,
+    Dpi,
+    MaxNewTokens,
+    MaxPages,
+    Model,
+    PageRange,
+    Password,
+    note,
+    number,
+)
 
 if TYPE_CHECKING:
     from ..inference.extract import Extractor, Schema
@@ -44,17 +55,15 @@ def extract(
     format: Annotated[
         str | None, typer.Option(help="table, csv or jsonl; default: by the file's name, or table")
     ] = None,
-    min_confidence: Annotated[
-        float, typer.Option(min=0, max=1, help="leave a less sure value empty")
-    ] = 0.0,
+    min_confidence: Annotated[float, number("leave a less sure value empty", min=0, max=1)] = 0.0,
     dates: Annotated[str | None, typer.Option(help="what 03/04/2018 is: dmy or mdy")] = None,
     decimal: Annotated[str | None, typer.Option(help="the mark in 1.234: . or ,")] = None,
     pages: PageRange = None,
     max_pages: MaxPages = MAX_PAGES,
     password: Password = None,
     dpi: Dpi = DPI,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="length of a value")] = 64,
-    address: Annotated[str | None, typer.Option(hidden=True)] = None,
+    max_new_tokens: MaxNewTokens = MAX_NEW_TOKENS,
+    address: Annotated[str | None, typer.Option(hidden=True, help="not yet")] = None,
 ) -> None:
     """Write the fields of documents as a table: one row a document.
 

@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 
 from ..errors import AlignVLMError, ConfigError
-from .options import Model
+from .options import MAX_PAGES, Host, MaxPages, Model, number
 
 MIB = 2**20
 
 
 def serve(
     model: Model,
-    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8000,
     name: Annotated[
         str | None, typer.Option(help="what clients call the model; default: its folder's name")
@@ -37,11 +37,16 @@ def serve(
         int, typer.Option(min=1, help="pixels of a picture or PDF page")
     ] = 40_000_000,
     max_images: Annotated[int, typer.Option(min=1, help="pictures and PDF pages of a request")] = 8,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="tokens of an answer")] = 1024,
+    max_new_tokens: Annotated[
+        int,
+        typer.Option(
+            min=1, help="longest answer, in tokens, that a request may ask for; also without asking"
+        ),
+    ] = 1024,
     queue: Annotated[
         int, typer.Option(min=0, help="requests that may wait; one is answered at a time")
     ] = 16,
-    timeout: Annotated[float, typer.Option(help="seconds a request may take")] = 120.0,
+    timeout: Annotated[float, number("seconds a request may take", above=0)] = 120.0,
 ) -> None:
     """Serve a model to OpenAI's clients: POST /v1/chat/completions, /health, /metrics."""
     try:
@@ -74,12 +79,12 @@ def serve(
 
 def demo(
     model: Model,
-    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    host: Host = "127.0.0.1",
     port: Annotated[
         int | None,
         typer.Option(min=1, max=65535, help="default: the first free one from 7860 on"),
     ] = None,
-    max_pages: Annotated[int, typer.Option(min=1, help="pages read of a document")] = 8,
+    max_pages: MaxPages = MAX_PAGES,
     open_: Annotated[
         bool, typer.Option("--open/--no-open", help="open the page in this machine's browser")
     ] = False,

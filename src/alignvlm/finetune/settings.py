@@ -15,7 +15,7 @@ from ..errors import ConfigError, describe_validation_error
 class Settings(BaseModel):
     """All settings with their defaults; unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     model: str = Field(min_length=1, description="folder or hub id of a trained model")
     pdfs: str | None = Field(None, description="a folder of PDFs, or one PDF")
