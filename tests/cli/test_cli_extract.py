@@ -14,9 +14,11 @@ import typer
 from tests.inference.test_extractive import a_page
 from typer.testing import CliRunner, Result
 
+from alignvlm.cli.adapting import finetune
 from alignvlm.cli.answers import ask
 from alignvlm.cli.extraction import extract
 from alignvlm.errors import AlignVLMError
+from alignvlm.finetune.field_table import FieldTable
 from alignvlm.inference import ask as ask_module
 from alignvlm.inference import extract as module
 from alignvlm.inference.ask import encode_pages
@@ -42,6 +44,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
     app = typer.Typer()
     app.command()(extract)
     app.command()(ask)
+    app.command()(finetune)
 
     def call(*arguments: Any, verb: str = "extract") -> Result:
         return CliRunner().invoke(app, [verb, *map(str, arguments)])
@@ -181,3 +184,31 @@ def test_ask_can_be_held_to_the_words_of_the_page(run, tiny_model_dir, folder, m
     make_image(59, 28, 3).save(folder / "blank.png")
     blank = run(tiny_model_dir, folder / "blank.png", "Where?", "--extractive", verb="ask")
     assert blank.stdout == "\nsource: not on this page\n"
+
+
+def test_a_corrected_table_goes_straight_back_in(run, tiny_model_dir, folder, tmp_path):
+    """Extract, correct, fine-tune: the questions trained are those that were asked."""
+    out = tmp_path / "x.csv"
+    assert run(tiny_model_dir, folder, "--fields", "x:number,y", "--out", out).exit_code == 0
+    with open(out, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    rows[0]["y"] = "New York"
+    rows[1] |= {"y": "", "y_note": ""}
+    with open(out, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    small = ("--steps", 1, "--batch-size", 1, "--max-questions", 1, "--max-new-tokens", 2)
+    done = run(tiny_model_dir, "--data", out, "--out", tmp_path / "run", *small, verb="finetune")
+    assert done.exit_code == 0, (done.exception, done.output)
+    # b.png's x is no number: extract left it empty, and so nobody knows
+    assert f"3 values of {out}; left out: 1 values that extract left empty" in done.stdout
+    assert "questions: 2 to train on, 1 held out, of 2 documents" in done.stdout
+    found = FieldTable(out)
+    assert [one.answer for one in found.taught] == ["136.94", "New York", "not on this page"]
+    asked = json.loads((tmp_path / "x.csv.asked.json").read_text("utf-8"))["fields"]
+    assert {one.question for one in found.taught} == {one["question"] for one in asked}
+    refused(
+        run(tiny_model_dir, "--data", "qa.jsonl", "--images", folder, "--out", tmp_path / "no",
+            verb="finetune"), "--images is for a CSV",
+    )  # fmt: skip

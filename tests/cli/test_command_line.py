@@ -37,7 +37,7 @@ eval run MODEL --answerer --batch-size --data --json --limit --no-overwrite --no
 eval table FILE... --json
 extract MODEL FILE... --address --dates --decimal --dpi --fields --format --max-new-tokens
     --max-pages --min-confidence --out --pages --password --schema
-finetune MODEL --batch-size --data --dpi --epochs --json --lora-rank --lr --max-length
+finetune MODEL --batch-size --data --dpi --epochs --images --json --lora-rank --lr --max-length
     --max-new-tokens --max-questions --micro-batch --no-overwrite --no-resume --no-transcribe --out
     --overwrite --patience --pdfs --resume --seed --steps --train-vision --transcribe --validation
 info MODEL --json

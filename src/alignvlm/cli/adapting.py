@@ -68,7 +68,12 @@ def finetune(
     out: Annotated[Path, typer.Option(help="folder of the adapter and the report")],
     pdfs: Annotated[Path | None, typer.Option(help="folder of PDFs with text, or one PDF")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="JSONL: {image, question, answer}, or chat messages")
+        Path | None,
+        typer.Option(help="JSONL of {image, question, answer}, or extract's CSV, corrected"),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="folder that the CSV's file names start from; default: the CSV's own"),
     ] = None,
     epochs: Annotated[float, number("passes over the data", above=0)] = 3.0,
     steps: Annotated[
@@ -109,6 +114,7 @@ def finetune(
         model=model,
         pdfs=pdfs,
         data=data,
+        images=images,
         epochs=epochs,
         steps=steps,
         lr=lr,

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from ..inference.extract import Extractor, Schema
 
 FORMATS = ("table", "csv", "jsonl")
-DETAILS = ("text", "page", "boxes", "confidence", "note")
-"""What a CSV says of each field, in columns of its own behind the values."""
 WIDTH = 40
 """Longest cell of a table."""
 Row = dict[str, Any]
@@ -197,10 +195,6 @@ def _row(extractor: Extractor, pages: Any) -> Row:
     return {"file": file, "values": {name: asdict(own) for name, own in found.values.items()}}
 
 
-def _asked_path(out: Path) -> Path:
-    return out.with_name(f"{out.name}.asked.json")
-
-
 def _go_on(out: Path, form: str, names: list[str], asked: Row) -> set[str]:
     """The documents that ``out`` has rows of; says in a file beside it what is asked.
 
@@ -209,8 +203,9 @@ def _go_on(out: Path, form: str, names: list[str], asked: Row) -> set[str]:
     """
     from ..documents.opening import read_json
     from ..files import write_text
+    from ..inference.extract import asked_path
 
-    beside = _asked_path(out)
+    beside = asked_path(out)
     asked = json.loads(json.dumps({**asked, "format": form}))
     if not out.exists():
         write_text(beside, json.dumps(asked, ensure_ascii=False, indent=1) + "\n")
@@ -247,6 +242,8 @@ def _columns(names: list[str]) -> list[str]:
     Raises:
         ConfigError: a field is called as another column.
     """
+    from ..inference.extract import DETAILS
+
     details = [f"{name}_{detail}" for name in names for detail in DETAILS]
     columns = ["file", *names, *details, "error"]
     for name in names:
@@ -276,6 +273,8 @@ def _writer(out: Path | None, form: str, names: list[str]) -> Iterator[Callable[
 
 
 def _write(row: Row, form: str, names: list[str], file: TextIO) -> None:
+    from ..inference.extract import DETAILS
+
     if form == "jsonl":
         file.write(json.dumps(row, ensure_ascii=False, default=_plain) + "\n")
         return
