@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,19 +32,25 @@ LINES = {56: "136.94", 57: "Nairobi", 59: ""}
 """What is read on a page so wide."""
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
-    """The verb; a page's width says what is read on it."""
+def encoded(model: Any, processor: Any, pages: list[Any]) -> Any:
+    """A page's width says what is read on it."""
+    lines = [LINES[page.width] for page in pages]
+    read = [a_page(line) if line else a_page() for line in lines]
+    return encode_pages(model, processor, pages)._replace(pages=read)
 
-    def encoded(model: Any, processor: Any, pages: list[Any]) -> Any:
-        lines = [LINES[page.width] for page in pages]
-        read = [a_page(line) if line else a_page() for line in lines]
-        return encode_pages(model, processor, pages)._replace(pages=read)
 
+def give_readings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages are read by :func:`encoded`, in this process."""
     monkeypatch.setattr(module, "encode_pages", encoded)
     monkeypatch.setattr(PageSpans, "absent", "")  # a tiny model would say that
-    transformers.logging.disable_progress_bar()  # as app.py does
     monkeypatch.setattr(ask_module, "encode_pages", encoded)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
+    """The verb."""
+    give_readings(monkeypatch)
+    transformers.logging.disable_progress_bar()  # as app.py does
     app = typer.Typer()
     app.command()(extract)
     app.command()(ask)
@@ -109,6 +119,61 @@ def test_a_rerun_goes_on_and_a_bad_file_costs_its_row(run, tiny_model_dir, folde
     assert again.stdout == f"{out}: 2 rows written (1 errors), 1 were there\n"
     assert out.read_text(encoding="utf-8") == text
     assert run(*given).stdout == f"{out}: 0 rows written (0 errors), 3 were there\n"
+
+
+KILLED = """
+import os, signal, sys
+here, torn, *arguments = sys.argv[1:]
+sys.path.insert(0, here)
+import pytest
+from alignvlm.cli import extraction
+from alignvlm.cli.app import main
+from tests.cli.test_cli_extract import give_readings
+
+write, rows = extraction._write, []
+
+def dies(row, form, names, file):
+    rows.append(row)
+    if len(rows) < 4:
+        return write(row, form, names, file)
+    if torn == "torn":
+        file.write(row["file"][:5])
+        file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+extraction._write = dies
+give_readings(pytest.MonkeyPatch())
+sys.argv = ["alignvlm", "extract", *arguments]
+main()
+"""
+
+
+@pytest.mark.parametrize(("name", "torn"), [("x.csv", "torn"), ("x.jsonl", "whole")])
+def test_sigkill_loses_no_row(run, tiny_model_dir, folder, tmp_path, monkeypatch, name, torn):
+    """Killed while the fourth of six rows is written: the rest is done by the same command."""
+    for number in range(4):
+        shutil.copy(folder / f"{'ab'[number % 2]}.png", folder / f"{number}.png")
+    out = tmp_path / name
+    given = [str(part) for part in (tiny_model_dir, folder, "--fields", "x", "--out", out)]
+    here = str(Path(__file__).parents[2])
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, here, torn, *given],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    left = out.read_text(encoding="utf-8")
+    assert left.endswith("\n") == (torn == "whole")
+    asked: list[str] = []
+    real = module.Extractor.__call__
+    monkeypatch.setattr(
+        module.Extractor, "__call__", lambda own, p: (asked.extend(p.files), real(own, p))[1]
+    )
+    assert run(*given).stdout == f"{out}: 3 rows written (0 errors), 3 were there\n"
+    files = [str(folder / f"{stem}.png") for stem in "0123ab"]
+    assert asked == files[3:]  # nothing is asked twice
+    whole = tmp_path / f"whole-{name}"
+    assert run(*given[:-1], whole).exit_code == 0
+    assert out.read_text(encoding="utf-8") == whole.read_text(encoding="utf-8")
 
 
 def test_other_questions_are_refused(run, tiny_model_dir, folder, tmp_path):
