@@ -132,10 +132,10 @@ from tests.cli.test_cli_extract import give_readings
 
 write, rows = extraction._write, []
 
-def dies(row, form, names, file):
+def dies(row, form, columns, file):
     rows.append(row)
     if len(rows) < 4:
-        return write(row, form, names, file)
+        return write(row, form, columns, file)
     if torn == "torn":
         file.write(row["file"][:5])
         file.flush()
@@ -226,7 +226,9 @@ def test_a_schema_and_a_calibration(run, make_model, make_processor, folder, tmp
         (["--fields", "a", "--out", "x.xls"], ["'xls'", "csv or jsonl"]),
         (["--fields", "a", "--format", "tabel"], ["did you mean 'table'"]),
         (["--fields", "a", "--dates", "ymd"], ["--dates", "dmy or mdy"]),
-        (["--fields", "a", "--address", "auto"], ["this machine"]),
+        (["--fields", "a", "--address", "auto"], ["--address needs --out"]),
+        (["--fields", "a", "--actors", "2"], ["--address"]),
+        (["--fields", "a", "--json", "--format", "csv"], ["one line", "choose one"]),
         (["--schema", "missing.json"], ["missing.json", "no such file"]),
     ],
 )

@@ -35,8 +35,8 @@ eval compare A B --json --metric --seed
 eval run MODEL --answerer --batch-size --data --json --limit --no-overwrite --no-repetition-guard
     --noise --out --overwrite --prune --repetition-guard --seed --split --task
 eval table FILE... --json
-extract MODEL FILE... --address --dates --decimal --dpi --fields --format --max-new-tokens
-    --max-pages --min-confidence --out --pages --password --schema
+extract MODEL FILE... --actors --address --dates --decimal --dpi --fields --format --json
+    --max-new-tokens --max-pages --min-confidence --num-gpus --out --pages --password --schema
 finetune MODEL --batch-size --data --dpi --epochs --images --json --lora-rank --lr --max-length
     --max-new-tokens --max-questions --micro-batch --no-overwrite --no-resume --no-transcribe --out
     --overwrite --patience --pdfs --resume --seed --steps --train-vision --transcribe --validation
