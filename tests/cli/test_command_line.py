@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +30,7 @@ data from-pdf FOLDER --dpi --json --max-pages --min-words --out --pages
 data from-scans FOLDER --confidence --dpi --json --max-pages --min-words --out --pages
 data read MODEL SOURCE... --json --limit --seed --set --split --stage
 data show RECIPE --index --json --model --out --set --stage
-demo MODEL --host --max-pages --no-open --open --port
+demo MODEL --host --json --max-pages --no-open --open --port
 embed MODEL FILE... --base64 --dpi --format --json --max-pages --out --pages --password
     --question
 eval compare A B --json --metric --seed
@@ -47,7 +49,7 @@ plan RECIPE --gpu --gpus --json --mfu --samples --set --tiles
 prune MODEL [PAGES]... --data --dpi --json --keep --max-new-tokens --max-questions --out --pages
     --questions
 pull REFERENCE --json
-serve MODEL --allow-no-key --allow-urls --api-key --host --max-body-mib --max-images
+serve MODEL --allow-no-key --allow-urls --api-key --host --json --max-body-mib --max-images
     --max-new-tokens --max-pixels --name --port --queue --timeout
 train RECIPE --dry-run --json --no-dry-run --no-overwrite --no-resume --out --overwrite --resume
     --set
@@ -99,6 +101,13 @@ def test_the_command_line_is_frozen():
 def test_everything_has_help():
     assert all(verb.help for verb in VERBS.values())
     assert not [key for key, parameter in PARAMETERS.items() if not parameter.help]
+
+
+def test_every_verb_has_json_and_its_shape_is_documented():
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text("utf-8")
+    for words, verb in VERBS.items():
+        assert any("--json" in parameter.opts for parameter in verb.params), words
+        assert f"| `{words.removesuffix(' run')}` | `{{" in page, words
 
 
 LONGER = {("batch", "max_new_tokens"): "whole pages", ("serve", "max_new_tokens"): "may ask for"}
@@ -192,3 +201,38 @@ def test_bad_numbers_in_recipes_are_one_line(command, key):
     done = command("train", "tiny", "--dry-run", "--set", key)
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), done
     assert "should be a finite number" in done.err, done
+
+
+def documented(words: str) -> list[set[str]]:
+    """Keys of the objects that docs/cli.md shows for a verb, without those inside of others."""
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text("utf-8")
+    (line,) = [one for one in page.splitlines() if one.startswith(f"| `{words}` | `{{")]
+    shapes = []
+    for shape in re.findall(r"`(\{.*?\})`", line):
+        flat = re.sub(r"\[\{.*\}\]", "", shape)
+        shapes.append(set(re.findall(r'"(\w+)"', flat)))
+    return shapes
+
+
+def test_json_lines_have_the_documented_keys(command, tiny_model_dir, make_image, tmp_path):
+    def keys(*given: Any) -> set[str]:
+        done = command(*given, "--json")
+        assert done.code == 0 and done.out.count("\n") == 1, done
+        return set(json.loads(done.out))
+
+    page = tmp_path / "page.png"
+    make_image(56, 28, 0).save(page)
+    machine, model = documented("info")
+    assert keys("info") == machine
+    assert keys("info", tiny_model_dir) == model
+    ask = ("ask", tiny_model_dir, page, "Who?", "--max-new-tokens", 2)
+    assert [keys(*ask)] == documented("ask")
+    assert keys(*ask, "--boxes") == documented("ask")[0] | {"boxes"}
+    common = {"question", "files", "left_out", "unreadable"}
+    assert keys(*ask, "--each") == common | {"answers"}
+    assert [keys("inspect", tiny_model_dir, page)] == documented("inspect")
+    embedded = keys("embed", tiny_model_dir, page, "--out", "x.pt")
+    assert [embedded - {"out"}] == documented("embed")
+    assert keys("train", "tiny", "--dry-run") == documented("train")[1]
+    assert [keys("plan", "tiny")] == documented("plan")
+    assert [keys("data", "show", "tiny", "--model", tiny_model_dir)] == documented("data show")

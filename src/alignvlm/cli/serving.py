@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from ..errors import AlignVLMError, ConfigError
-from .options import MAX_PAGES, Host, MaxPages, Model, number
+from .options import MAX_PAGES, Host, Json, MaxPages, Model, emit, number
 
 MIB = 2**20
 
@@ -47,6 +48,7 @@ def serve(
         int, typer.Option(min=0, help="requests that may wait; one is answered at a time")
     ] = 16,
     timeout: Annotated[float, number("seconds a request may take", above=0)] = 120.0,
+    json_: Json = False,
 ) -> None:
     """Serve a model to OpenAI's clients: POST /v1/chat/completions, /health, /metrics."""
     try:
@@ -73,8 +75,13 @@ def serve(
         limits=limits,
         api_key=api_key,
         allow_no_key=allow_no_key,
-        report=typer.echo,
+        report=_announce(json_),
     )
+
+
+def _announce(as_json: bool) -> Callable[[str, str], None]:
+    """What says where a server listens, once it does."""
+    return lambda url, text: emit(as_json, {"url": url}, text)
 
 
 def demo(
@@ -88,6 +95,7 @@ def demo(
     open_: Annotated[
         bool, typer.Option("--open/--no-open", help="open the page in this machine's browser")
     ] = False,
+    json_: Json = False,
 ) -> None:
     """Open a web page: drop a page or PDF, ask, and see what each part of it is read as.
 
@@ -106,5 +114,5 @@ def demo(
         port=port,
         max_pages=max_pages,
         open_browser=open_,
-        report=lambda line: typer.echo(line),
+        report=_announce(json_),
     )
