@@ -6,13 +6,16 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from tests.batch.test_documents import ASKED, on_path, on_ray
 
 from alignvlm.batch import pool as batch_ray
+from alignvlm.batch.documents import extract_rows
 from alignvlm.batch.driver import batch
 from alignvlm.batch.parts import read_parts
 from alignvlm.batch.pool import Pool
@@ -59,6 +62,25 @@ def test_a_batch_on_this_machine(docs, tiny_model_dir, tmp_path):
     start = time.monotonic()
     assert batch(tiny_model_dir, docs, out, asking=SHORT, pool=pool).reused == 24
     assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize("client", [False, True])
+def test_fields_of_documents(client, docs, tiny_model_dir, tmp_path, monkeypatch):
+    """Real workers; in a client (``ray://``), where Ray Data does not run, by actors."""
+    on_path(monkeypatch)
+    monkeypatch.setattr(batch_ray, "_is_client", lambda ray: client)
+    for number, width in enumerate((56, 57, 56)):
+        Image.new("RGB", (width, 28), "white").save(docs / f"{number}.png")
+    files = [str(docs / name) for name in ("0.png", "12.png", "1.png", "2.png")]
+    pool = Pool(actors=1, num_gpus=0, batch_size=1)
+    rows = extract_rows(str(tiny_model_dir), files, tmp_path / "work", ASKED, pool, run=on_ray)
+    assert not ray.is_initialized()
+    assert [row["file"] for row in rows] == files
+    assert "12.png" in rows[1]["error"]
+    assert [row["values"]["y"]["text"] for row in rows if "values" in row] == [
+        "136.94", "Nairobi", "136.94",
+    ]  # fmt: skip
+    assert rows[0]["values"]["x"]["value"] == Decimal("136.94")
 
 
 def test_no_cluster_there(docs, tiny_model_dir, tmp_path):

@@ -182,8 +182,11 @@ def test_inspect_writes_a_picture_and_a_table(run, tiny_model_dir, page, pdf, tm
     assert "effective vocabulary" in plain.out
     assert "wrote inspect/page.png and inspect/page.json" in plain.out
     data = answered(
-        run("inspect", tiny_model_dir, pdf, "--out", "deep/er", "--page", 2, "--k", 3, "--json")
+        run("inspect", tiny_model_dir, pdf, "--out", "deep/er", "--pages", 2, "--k", 3, "--json")
     )
+    assert data["file"] == str(pdf)
+    (data,) = data["pages"]
+    assert data["page"] == 2
     with Image.open(data["heat_map"]) as picture:
         assert picture.size[0] > 0
     table = json.loads(Path(data["json"]).read_text())
@@ -192,6 +195,11 @@ def test_inspect_writes_a_picture_and_a_table(run, tiny_model_dir, page, pdf, tm
     assert table["entropy"] == data["entropy"]
     assert sorted(p.name for p in (tmp_path / "deep" / "er").iterdir()) == [
         "pages.json", "pages.png",
+    ]  # fmt: skip
+    several = run("inspect", tiny_model_dir, pdf, "--out", "all", "--pages", "1-2")
+    assert [line for line in several.out.splitlines() if line.startswith(("page", "wrote"))] == [
+        "page 1", "wrote all/pages-1.png and all/pages-1.json",
+        "page 2", "wrote all/pages-2.png and all/pages-2.json",
     ]  # fmt: skip
 
 
@@ -269,7 +277,6 @@ def test_usage_errors(run, tmp_path):
     refused(run("info", "--jsn"), "No such option", "--jsn")
     refused(run("train", "tiny", "--out"), "requires an argument")
     refused(run("inspect", "m", "f", "--k", "many"), "--k")
-    refused(run("inspect", "m", "f", "--page", 0), "--page")
     refused(run("ask", "m", "f", "q", "--max-new-tokens", 0), "--max-new-tokens")
 
 
@@ -305,9 +312,9 @@ def test_questions_and_pages(run, tiny_model_dir, page, pdf):
     refused(run("ask", tiny_model_dir, page), "at least one FILE and a")
     for pages in ("0", "4", "2-1", "x", "-1", ""):
         refused(run("ask", tiny_model_dir, pdf, "Who?", "--pages", pages), "page")
-    refused(run("inspect", tiny_model_dir, pdf, "--page", 9), "page")
-    refused(run("inspect", tiny_model_dir, page, "--page", 2), "page")
-    refused(run("ask", tiny_model_dir, pdf, "Who?", "--dpi", -1), "dpi")
+    refused(run("inspect", tiny_model_dir, pdf, "--pages", 9), "page")
+    refused(run("inspect", tiny_model_dir, page, "--pages", 2), "page")
+    refused(run("inspect", tiny_model_dir, page.parent), "not a folder")
 
 
 def test_models_that_are_not_there(run, page, tiny_lm_dir, tmp_path):

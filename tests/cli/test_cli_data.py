@@ -146,7 +146,7 @@ def test_rendered_pages_are_those_training_never_shows(recipe):
 
 def test_recipes_and_their_entries(run, recipe, tiny_model_dir):
     entry = "{type: render, size: 2, page: " + json.dumps(PAGE) + "}"
-    code, out, err = run("data", "read", tiny_model_dir, recipe, entry, "--pages", 2, "--json")
+    code, out, err = run("data", "read", tiny_model_dir, recipe, entry, "--limit", 2, "--json")
     assert (code, err) == (0, "")
     assert [r["pages"] for r in json.loads(out)["results"]] == [2, 2]
 

@@ -74,10 +74,25 @@ def test_the_model(chart, tiny_model_dir):
     assert data["settings"]["run"] == {"limit": None, "batch_size": 2, "seed": 0}
     assert data["predictions"][0]["visual_tokens"] > 0
     again = chart(tiny_model_dir, "--batch-size", 2, "--json")
-    assert json.loads(again.out)["results"][0]["samples"] == 6
+    (row,) = json.loads(again.out)["results"]
+    assert row["samples"] == 6 and row["already_there"]
+    assert chart(tiny_model_dir, "--batch-size", 2).out.endswith("s each; already there: r.json\n")
     refused(chart(tiny_model_dir), "r.json exists", "batch_size", "--overwrite")
     assert chart(tiny_model_dir, "--limit", 2, "--overwrite").code == 0
     assert len(saved()["predictions"]) == 2
+
+
+def test_other_images_under_the_same_names(run, data, tiny_model_dir, tmp_path):
+    """Labels and file names are as before: nothing but the pixels says that it is another set."""
+    shutil.copytree(data / "chartqa", tmp_path / "charts")
+    given = (tiny_model_dir, "--task", "chartqa", "--data", "charts", "--out", "r.json")
+    assert run(*given, "--limit", 2).code == 0
+    before = Path("r.json").read_bytes()
+    picture = tmp_path / "charts" / "val" / "png" / "chart0.png"
+    Image.new("RGB", (49, 28), "white").save(picture)  # as large as before
+    refused(run(*given, "--limit", 2), "r.json", "other pages", "--overwrite")
+    assert Path("r.json").read_bytes() == before
+    assert "wrote r.json" in run(*given, "--limit", 2, "--overwrite").out
 
 
 def test_run_may_be_said(chart, run, data):

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +18,11 @@ import typer
 from tests.inference.test_extractive import a_page
 from typer.testing import CliRunner, Result
 
+from alignvlm.cli.adapting import finetune
 from alignvlm.cli.answers import ask
 from alignvlm.cli.extraction import extract
 from alignvlm.errors import AlignVLMError
+from alignvlm.finetune.field_table import FieldTable
 from alignvlm.inference import ask as ask_module
 from alignvlm.inference import extract as module
 from alignvlm.inference.ask import encode_pages
@@ -26,22 +32,29 @@ LINES = {56: "136.94", 57: "Nairobi", 59: ""}
 """What is read on a page so wide."""
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
-    """The verb; a page's width says what is read on it."""
+def encoded(model: Any, processor: Any, pages: list[Any]) -> Any:
+    """A page's width says what is read on it."""
+    lines = [LINES[page.width] for page in pages]
+    read = [a_page(line) if line else a_page() for line in lines]
+    return encode_pages(model, processor, pages)._replace(pages=read)
 
-    def encoded(model: Any, processor: Any, pages: list[Any]) -> Any:
-        lines = [LINES[page.width] for page in pages]
-        read = [a_page(line) if line else a_page() for line in lines]
-        return encode_pages(model, processor, pages)._replace(pages=read)
 
+def give_readings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages are read by :func:`encoded`, in this process."""
     monkeypatch.setattr(module, "encode_pages", encoded)
     monkeypatch.setattr(PageSpans, "absent", "")  # a tiny model would say that
-    transformers.logging.disable_progress_bar()  # as app.py does
     monkeypatch.setattr(ask_module, "encode_pages", encoded)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
+    """The verb."""
+    give_readings(monkeypatch)
+    transformers.logging.disable_progress_bar()  # as app.py does
     app = typer.Typer()
     app.command()(extract)
     app.command()(ask)
+    app.command()(finetune)
 
     def call(*arguments: Any, verb: str = "extract") -> Result:
         return CliRunner().invoke(app, [verb, *map(str, arguments)])
@@ -108,6 +121,61 @@ def test_a_rerun_goes_on_and_a_bad_file_costs_its_row(run, tiny_model_dir, folde
     assert run(*given).stdout == f"{out}: 0 rows written (0 errors), 3 were there\n"
 
 
+KILLED = """
+import os, signal, sys
+here, torn, *arguments = sys.argv[1:]
+sys.path.insert(0, here)
+import pytest
+from alignvlm.cli import extraction
+from alignvlm.cli.app import main
+from tests.cli.test_cli_extract import give_readings
+
+write, rows = extraction._write, []
+
+def dies(row, form, columns, file):
+    rows.append(row)
+    if len(rows) < 4:
+        return write(row, form, columns, file)
+    if torn == "torn":
+        file.write(row["file"][:5])
+        file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+extraction._write = dies
+give_readings(pytest.MonkeyPatch())
+sys.argv = ["alignvlm", "extract", *arguments]
+main()
+"""
+
+
+@pytest.mark.parametrize(("name", "torn"), [("x.csv", "torn"), ("x.jsonl", "whole")])
+def test_sigkill_loses_no_row(run, tiny_model_dir, folder, tmp_path, monkeypatch, name, torn):
+    """Killed while the fourth of six rows is written: the rest is done by the same command."""
+    for number in range(4):
+        shutil.copy(folder / f"{'ab'[number % 2]}.png", folder / f"{number}.png")
+    out = tmp_path / name
+    given = [str(part) for part in (tiny_model_dir, folder, "--fields", "x", "--out", out)]
+    here = str(Path(__file__).parents[2])
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, here, torn, *given],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    left = out.read_text(encoding="utf-8")
+    assert left.endswith("\n") == (torn == "whole")
+    asked: list[str] = []
+    real = module.Extractor.__call__
+    monkeypatch.setattr(
+        module.Extractor, "__call__", lambda own, p: (asked.extend(p.files), real(own, p))[1]
+    )
+    assert run(*given).stdout == f"{out}: 3 rows written (0 errors), 3 were there\n"
+    files = [str(folder / f"{stem}.png") for stem in "0123ab"]
+    assert asked == files[3:]  # nothing is asked twice
+    whole = tmp_path / f"whole-{name}"
+    assert run(*given[:-1], whole).exit_code == 0
+    assert out.read_text(encoding="utf-8") == whole.read_text(encoding="utf-8")
+
+
 def test_other_questions_are_refused(run, tiny_model_dir, folder, tmp_path):
     out = tmp_path / "x.jsonl"
     given = (tiny_model_dir, folder, "--out", out)
@@ -158,7 +226,9 @@ def test_a_schema_and_a_calibration(run, make_model, make_processor, folder, tmp
         (["--fields", "a", "--out", "x.xls"], ["'xls'", "csv or jsonl"]),
         (["--fields", "a", "--format", "tabel"], ["did you mean 'table'"]),
         (["--fields", "a", "--dates", "ymd"], ["--dates", "dmy or mdy"]),
-        (["--fields", "a", "--address", "auto"], ["this machine"]),
+        (["--fields", "a", "--address", "auto"], ["--address needs --out"]),
+        (["--fields", "a", "--actors", "2"], ["--address"]),
+        (["--fields", "a", "--json", "--format", "csv"], ["one line", "choose one"]),
         (["--schema", "missing.json"], ["missing.json", "no such file"]),
     ],
 )
@@ -181,3 +251,31 @@ def test_ask_can_be_held_to_the_words_of_the_page(run, tiny_model_dir, folder, m
     make_image(59, 28, 3).save(folder / "blank.png")
     blank = run(tiny_model_dir, folder / "blank.png", "Where?", "--extractive", verb="ask")
     assert blank.stdout == "\nsource: not on this page\n"
+
+
+def test_a_corrected_table_goes_straight_back_in(run, tiny_model_dir, folder, tmp_path):
+    """Extract, correct, fine-tune: the questions trained are those that were asked."""
+    out = tmp_path / "x.csv"
+    assert run(tiny_model_dir, folder, "--fields", "x:number,y", "--out", out).exit_code == 0
+    with open(out, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    rows[0]["y"] = "New York"
+    rows[1] |= {"y": "", "y_note": ""}
+    with open(out, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    small = ("--steps", 1, "--batch-size", 1, "--max-questions", 1, "--max-new-tokens", 2)
+    done = run(tiny_model_dir, "--data", out, "--out", tmp_path / "run", *small, verb="finetune")
+    assert done.exit_code == 0, (done.exception, done.output)
+    # b.png's x is no number: extract left it empty, and so nobody knows
+    assert f"3 values of {out}; left out: 1 values that extract left empty" in done.stdout
+    assert "questions: 2 to train on, 1 held out, of 2 documents" in done.stdout
+    found = FieldTable(out)
+    assert [one.answer for one in found.taught] == ["136.94", "New York", "not on this page"]
+    asked = json.loads((tmp_path / "x.csv.asked.json").read_text("utf-8"))["fields"]
+    assert {one.question for one in found.taught} == {one["question"] for one in asked}
+    refused(
+        run(tiny_model_dir, "--data", "qa.jsonl", "--images", folder, "--out", tmp_path / "no",
+            verb="finetune"), "--images is for a CSV",
+    )  # fmt: skip

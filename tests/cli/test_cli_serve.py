@@ -26,7 +26,7 @@ def test_a_process_serves_until_it_is_interrupted(tiny_model_dir):
     command = [sys.executable, "-m", "alignvlm", "serve", str(tiny_model_dir), "--port", "0"]
     environment = {**os.environ, "ALIGNVLM_API_KEY": "s3cret", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [*command, "--name", "tiny", "--max-new-tokens", "50"],
+        [*command, "--name", "tiny", "--max-new-tokens", "50", "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -35,7 +35,7 @@ def test_a_process_serves_until_it_is_interrupted(tiny_model_dir):
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        found = re.fullmatch(r"serving tiny at (http://127\.0\.0\.1:\d+)/v1 \(Ctrl-C.*\n", line)
+        found = re.fullmatch(r'\{"url": "(http://127\.0\.0\.1:\d+)/v1"\}\n', line)
         assert found, line or process.stderr.read()  # type: ignore[union-attr]
         wait_for(found[1] + "/health")
         with openai.OpenAI(base_url=found[1] + "/v1", api_key="s3cret") as client:

@@ -16,8 +16,10 @@ from tests.eval.little_task import Echo, LittleTask
 
 from alignvlm.errors import ConfigError, DataError
 from alignvlm.eval import results
+from alignvlm.eval.compare import compare
 from alignvlm.eval.results import read_result
 from alignvlm.eval.runner import evaluate
+from alignvlm.eval.shown import pages_sha256
 from alignvlm.inference.answerers import Weights
 
 KEPT = ("score", "interval", "metrics", "predictions", "settings")
@@ -50,6 +52,7 @@ def test_what_the_file_says(tmp_path):
         "visual_tokens": 4,
         "new_tokens": 8,
         "seen": 2,
+        "pages_sha256": pages_sha256(LittleTask().pages(1)),
     }
     assert data["predictions"][0]["prediction"] == "né 中"
     settings = data["settings"]
@@ -86,14 +89,17 @@ def test_pages_are_loaded_for_those_who_look(tmp_path):
 
     task = LittleTask()
     result = evaluate(Blind(), task, tmp_path / "r.json")
+    assert evaluate(Blind(), task, tmp_path / "r.json").found
     assert task.opened == []
     assert result.predictions[0]["seen"] == 0
+    assert "pages_sha256" not in result.predictions[0]
 
 
 def test_a_finished_run_is_read_back(tmp_path):
     out, log = tmp_path / "r.json", tmp_path / "log"
     first = evaluate(Echo(log), LittleTask(), out)
-    assert evaluate(Echo(log), LittleTask(), out) == first
+    again = evaluate(Echo(log), LittleTask(), out)
+    assert again == first and again.found and not first.found
     assert len(log.read_text().split()) == 8
     with pytest.raises(DataError, match=r"r.json exists, with run.seed = 0, now 1"):
         evaluate(Echo(), LittleTask(), out, seed=1)
@@ -102,6 +108,52 @@ def test_a_finished_run_is_read_back(tmp_path):
     again = evaluate(Echo(log), LittleTask(), out, seed=1, overwrite=True)
     assert again.settings["run"]["seed"] == 1
     assert len(log.read_text().split()) == 16
+
+
+class OtherPages(LittleTask):
+    """The same names, questions and answers; the picture of s5 is another one."""
+
+    def pages(self, index: int) -> list[Image.Image]:
+        found = super().pages(index)
+        turned = [page.transpose(Image.Transpose.ROTATE_180) for page in found]
+        return turned if index == 5 else found
+
+
+def test_other_pages_under_the_same_names_are_noticed(tmp_path):
+    out = tmp_path / "r.json"
+    first = evaluate(Echo(), LittleTask(), out)
+    with pytest.raises(DataError, match=r"r\.json answers sample 's5' about other pages"):
+        evaluate(Echo(), OtherPages(), out)
+    fresh = evaluate(Echo(), OtherPages(), out, overwrite=True)
+    assert not fresh.found
+    with pytest.raises(DataError, match="sample 's5' was asked about different pages"):
+        compare(first, fresh)
+
+
+def test_an_interrupted_run_notices_other_pages(tmp_path):
+    out = interrupted(tmp_path, 6)
+    with pytest.raises(DataError, match=r"partial\.jsonl answers sample 's5' about other pages"):
+        evaluate(Echo(), OtherPages(), out, batch_size=2)
+    assert not evaluate(Echo(), LittleTask(), out, batch_size=2).found
+
+
+def test_a_result_that_does_not_name_its_pages_is_not_taken_for_this_run(tmp_path):
+    out = tmp_path / "r.json"
+    evaluate(Echo(), LittleTask(), out)
+    data = json.loads(out.read_text("utf-8"))
+    for row in data["predictions"]:
+        del row["pages_sha256"]
+    out.write_text(json.dumps(data))
+    with pytest.raises(DataError, match="does not say which pages"):
+        evaluate(Echo(), LittleTask(), out)
+
+
+def test_the_digest_knows_sizes_and_pixels():
+    page = Image.new("RGB", (4, 2))
+    turned, red = Image.new("RGB", (2, 4)), Image.new("RGB", (4, 2), "red")
+    digests = [pages_sha256(pages) for pages in ([page], [turned], [red], [page, page])]
+    assert len(set(digests)) == 4
+    assert pages_sha256([page.copy()]) == digests[0]
 
 
 SCRIPT = """

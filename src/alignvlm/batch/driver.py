@@ -33,11 +33,11 @@ from .parts import (
     read_parts,
     write_whole,
 )
-from .pool import Pool, answered
+from .pool import AnyJob, Pool, answered
 from .requests import Asking, Unit, list_units
 from .worker import Job
 
-Run = Callable[[Sequence[Unit], Job, Pool], Iterator[int]]
+Run = Callable[[Sequence[Unit], AnyJob, Pool], Iterator[int]]
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,10 @@ def batch(
     try:
         with FileLock(out / LOCK, timeout=0):
             claim(out, weights.to_dict())
-            reused = _finish_rows(model, units, out, asking, pool, retry_errors, progress, run)
+            if retry_errors:
+                _forget_errors(out, units)
+            job = Job(where_workers_find(model), str(out), asking)
+            reused = finish_rows(units, job, pool, progress=progress, run=run)
             rows = merge(out, units)
     except Timeout:
         raise DataError(f"{out}: another batch is writing there") from None
@@ -123,19 +126,14 @@ def batch(
     )
 
 
-def _finish_rows(
-    model: str | os.PathLike[str],
-    units: Sequence[Unit],
-    out: Path,
-    asking: Asking,
-    pool: Pool,
-    retry_errors: bool,
-    progress: bool,
-    run: Run,
-) -> int:
+def where_workers_find(model: str | os.PathLike[str]) -> str:
+    """A model's name that holds in every folder."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else os.fspath(model)
+
+
+def finish_rows(units: Sequence[Unit], job: AnyJob, pool: Pool, *, progress: bool, run: Run) -> int:
     """Have every unit without a row answered; returns how many had one."""
-    if retry_errors:
-        _forget_errors(out, units)
+    out = Path(job.out)
     done = read_parts(out)
     todo = [unit for unit in units if (unit.id, unit.request) not in done]
     known = [unit for unit in todo if unit.error is not None]
@@ -145,10 +143,8 @@ def _finish_rows(
     asked = [unit for unit in todo if unit.error is None]
     shutil.rmtree(out / "begun", ignore_errors=True)  # counts of an earlier run
     if asked:
-        where = str(Path(model).resolve()) if Path(model).is_dir() else os.fspath(model)
-        job = Job(where, str(out), asking)
         bar = tqdm(
-            total=len(units), initial=len(units) - len(asked), unit="page", disable=not progress
+            total=len(units), initial=len(units) - len(asked), unit=job.unit, disable=not progress
         )
         with bar, closing(run(asked, job, pool)) as counts:
             for count in counts:

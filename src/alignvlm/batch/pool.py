@@ -9,11 +9,27 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from ..errors import AlignVLMError, ConfigError
 from .requests import Unit
-from .worker import Job, Worker
+from .worker import RowWriter
+
+
+class AnyJob(Protocol):
+    """What workers do; it is sent to them."""
+
+    unit: ClassVar[str]
+
+    @property
+    def out(self) -> str:
+        """The batch's folder, as every machine sees it."""
+        ...
+
+    @property
+    def worker(self) -> type[RowWriter]:
+        """What does it, made with the job alone."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -39,7 +55,7 @@ class Pool:
             raise ConfigError(f"--num-gpus must be 0 or more, not {self.num_gpus}")
 
 
-def answered(units: Sequence[Unit], job: Job, pool: Pool) -> Iterator[int]:
+def answered(units: Sequence[Unit], job: AnyJob, pool: Pool) -> Iterator[int]:
     """Have the units answered; yields how many rows were written, batch after batch.
 
     Workers that die are started again, and their batches with them, so a row may be written twice
@@ -53,22 +69,9 @@ def answered(units: Sequence[Unit], job: Job, pool: Pool) -> Iterator[int]:
         actors, resources = _share(ray, pool, len(units))
         context = ray.data.DataContext.get_current()
         bars, context.enable_progress_bars = context.enable_progress_bars, False
+        spread = _through_client if _is_client(ray) else _by_data
         try:
-            # a block a batch: then a lost worker costs at most the batches it was at
-            blocks = -(-len(units) // pool.batch_size)
-            data = ray.data.from_items(
-                [{"unit": unit.to_json()} for unit in units], override_num_blocks=blocks
-            ).map_batches(
-                Worker,
-                fn_constructor_args=(job,),
-                batch_size=pool.batch_size,
-                compute=ray.data.ActorPoolStrategy(
-                    min_size=1, max_size=actors, initial_size=actors
-                ),
-                **resources,
-            )
-            for row in data.iter_rows():
-                yield int(row["rows"])
+            yield from spread(ray, units, job, pool, actors, resources)
         except ray.exceptions.RayError as error:
             raise AlignVLMError(
                 f"the workers stopped: {_cause(error)}; finished rows are kept, run the same "
@@ -76,6 +79,41 @@ def answered(units: Sequence[Unit], job: Job, pool: Pool) -> Iterator[int]:
             ) from None
         finally:
             context.enable_progress_bars = bars
+
+
+def _is_client(ray: Any) -> bool:
+    """Whether this process talks to the cluster through ``ray://``."""
+    return ray.util.client.ray.is_connected()
+
+
+def _by_data(
+    ray: Any, units: Sequence[Unit], job: AnyJob, pool: Pool, actors: int, resources: dict[str, Any]
+) -> Iterator[int]:
+    # a block a batch: then a lost worker costs at most the batches it was at
+    blocks = -(-len(units) // pool.batch_size)
+    data = ray.data.from_items(
+        [{"unit": unit.to_json()} for unit in units], override_num_blocks=blocks
+    ).map_batches(
+        job.worker,
+        fn_constructor_args=(job,),
+        batch_size=pool.batch_size,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),
+        **resources,
+    )
+    for row in data.iter_rows():
+        yield int(row["rows"])
+
+
+def _through_client(
+    ray: Any, units: Sequence[Unit], job: AnyJob, pool: Pool, actors: int, resources: dict[str, Any]
+) -> Iterator[int]:
+    """Ray Data does not run in a client (``ray://``): actors get a batch whenever one is free."""
+    made = ray.remote(job.worker).options(max_restarts=-1, max_task_retries=-1, **resources)
+    workers = ray.util.ActorPool([made.remote(job) for _ in range(actors)])
+    texts, size = [unit.to_json() for unit in units], pool.batch_size
+    batches = [{"unit": texts[start : start + size]} for start in range(0, len(texts), size)]
+    for done in workers.map_unordered(lambda actor, batch: actor.work.remote(batch), batches):
+        yield sum(done["rows"])
 
 
 def _cause(error: Any) -> str:
@@ -96,8 +134,10 @@ def _session(address: str | None) -> Iterator[Any]:
     try:
         import ray
         import ray.data
+        import ray.util
+        import ray.util.client
     except ImportError:
-        raise ConfigError("batch needs Ray: pip install 'alignvlm[batch]'") from None
+        raise ConfigError("Ray is not installed: pip install 'alignvlm[batch]'") from None
     ours = not ray.is_initialized()
     logger = logging.getLogger("ray.data")
     level = logger.level

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,29 +34,32 @@ class Job:
     model: str
     out: str
     asking: Asking
+    unit = "page"
+
+    @property
+    def worker(self) -> type[Worker]:
+        """What does it."""
+        return Worker
 
 
-class Worker:
-    """Answers batches of units; what it returns is only a count, the rows are on disk by then.
+class RowWriter(ABC):
+    """Works on batches of units; what it returns is only a count, the rows are on disk by then.
 
     Args:
-        job: see :class:`Job`.
-        answerer: default: the job's model.
+        out: the batch's folder.
 
     Raises:
-        DataError: this machine does not see the batch's folder.
-        WeightsError: this machine cannot load the model.
+        DataError: this machine does not see the folder.
     """
 
-    def __init__(self, job: Job, answerer: Answerer | None = None) -> None:
-        self.asking, self.out = job.asking, Path(job.out)
+    def __init__(self, out: str) -> None:
+        self.out = Path(out)
         if not (self.out / "job.json").is_file():
             raise DataError(f"{self.out} is not visible on this machine; use a shared file system")
-        if answerer is None:
-            model, processor = load_model(job.model)
-            guard = job.asking.repetition_guard
-            answerer = ModelAnswerer(model, processor, repetition_guard=guard, check_context=True)
-        self.answerer = answerer
+
+    @abstractmethod
+    def answer(self, units: Sequence[Unit]) -> list[Row]:
+        """A row for each unit; one bad document costs its own row and nothing else."""
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
         """Answer the units in the column ``unit`` (JSON); returns how many rows were written.
@@ -73,6 +77,10 @@ class Worker:
                 for unit in units:
                     self._alone(unit)
         return {"rows": [len(units)]}
+
+    def work(self, batch: dict[str, Any]) -> dict[str, list[int]]:
+        """The same, by a name that an actor can be asked for."""
+        return self(batch)
 
     def _part(self, units: Sequence[Unit]) -> Path:
         return self.out / "parts" / part_name(units)
@@ -96,6 +104,28 @@ class Worker:
             rows = self.answer([unit])
         write_whole(part, as_lines(rows))
 
+
+class Worker(RowWriter):
+    """Answers one question about each unit.
+
+    Args:
+        job: see :class:`Job`.
+        answerer: default: the job's model.
+
+    Raises:
+        DataError: this machine does not see the batch's folder.
+        WeightsError: this machine cannot load the model.
+    """
+
+    def __init__(self, job: Job, answerer: Answerer | None = None) -> None:
+        super().__init__(job.out)
+        self.asking = job.asking
+        if answerer is None:
+            model, processor = load_model(job.model)
+            guard = job.asking.repetition_guard
+            answerer = ModelAnswerer(model, processor, repetition_guard=guard, check_context=True)
+        self.answerer = answerer
+
     def answer(self, units: Sequence[Unit]) -> list[Row]:
         """A row for each unit; one bad document costs its own row and nothing else."""
         rows: dict[str, Row] = {}
@@ -105,7 +135,7 @@ class Worker:
             try:
                 pages = load_unit(unit, self.asking.dpi)
             except Exception as error:  # decoders raise every kind of error on damaged bytes
-                rows[unit.id] = error_row(unit, _said(error), load_ms=_ms(start))
+                rows[unit.id] = error_row(unit, said(error), load_ms=_ms(start))
                 continue
             query = Query(unit.id, pages, unit.question, self.asking.max_new_tokens)
             asked.append((unit, query, _ms(start)))
@@ -124,7 +154,7 @@ class Worker:
         except Exception as error:
             if len(asked) == 1:
                 unit, _, load_ms = asked[0]
-                return [error_row(unit, _said(error), load_ms=load_ms, answer_ms=_ms(start))]
+                return [error_row(unit, said(error), load_ms=load_ms, answer_ms=_ms(start))]
             replies = None
         if replies is None:  # outside the handler, which would hold the failed batch's memory
             if torch.cuda.is_available():
@@ -149,6 +179,7 @@ def _ms(start: float) -> float:
     return round((time.perf_counter() - start) * 1000, 1)
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
+    """What an error row says."""
     text = str(error).strip()
     return text if isinstance(error, DataError) and text else f"{type(error).__name__}: {text}"

@@ -8,17 +8,31 @@ from typing import Annotated, Literal
 import typer
 
 from ..errors import AlignVLMError
-from .options import DPI, Dpi, Json, Model, Recipe, Sets, emit, shows_progress
+from .options import (
+    DPI,
+    MAX_NEW_TOKENS,
+    Dpi,
+    DryRun,
+    Json,
+    MaxNewTokens,
+    Model,
+    Overwrite,
+    Recipe,
+    Resume,
+    Seed,
+    Sets,
+    emit,
+    number,
+    shows_progress,
+)
 
 
 def train(
     recipe: Recipe,
     out: Annotated[Path | None, typer.Option("--out", help="folder of the trained model")] = None,
-    resume: Annotated[bool, typer.Option(help="go on with an interrupted run")] = False,
-    overwrite: Annotated[bool, typer.Option(help="replace an existing folder")] = False,
-    dry_run: Annotated[
-        bool, typer.Option(help="print parameters, tokens and memory; load no weights")
-    ] = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     set_: Sets = None,
     json_: Json = False,
 ) -> None:
@@ -54,31 +68,42 @@ def finetune(
     out: Annotated[Path, typer.Option(help="folder of the adapter and the report")],
     pdfs: Annotated[Path | None, typer.Option(help="folder of PDFs with text, or one PDF")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="JSONL: {image, question, answer}, or chat messages")
+        Path | None,
+        typer.Option(help="JSONL of {image, question, answer}, or extract's CSV, corrected"),
     ] = None,
-    epochs: Annotated[float, typer.Option(help="passes over the data")] = 3.0,
-    steps: Annotated[int | None, typer.Option(help="optimiser steps, instead of epochs")] = None,
-    lr: Annotated[float, typer.Option(help="highest learning rate")] = 1e-4,
-    lora_rank: Annotated[int, typer.Option(help="0: the connector alone trains")] = 16,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="folder that the CSV's file names start from; default: the CSV's own"),
+    ] = None,
+    epochs: Annotated[float, number("passes over the data", above=0)] = 3.0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="optimiser steps, instead of epochs")
+    ] = None,
+    lr: Annotated[float, number("highest learning rate", above=0)] = 1e-4,
+    lora_rank: Annotated[int, typer.Option(min=0, help="0: the connector alone trains")] = 16,
     train_vision: Annotated[
         bool, typer.Option("--train-vision", help="the vision encoder trains too, whole")
     ] = False,
     transcribe: Annotated[
         bool, typer.Option(help="the language model learns to read PDF pages aloud")
     ] = True,
-    validation: Annotated[float, typer.Option(help="share of the documents held out")] = 0.1,
+    validation: Annotated[float, number("share of the documents held out", above=0, max=0.5)] = 0.1,
     patience: Annotated[
-        int, typer.Option(help="stop after so many validations without progress")
+        int, typer.Option(min=1, help="stop after so many validations without progress")
     ] = 3,
-    seed: Annotated[int, typer.Option()] = 0,
-    batch_size: Annotated[int, typer.Option(help="samples an optimiser step")] = 8,
-    micro_batch: Annotated[int, typer.Option(help="samples in memory at once")] = 1,
-    max_questions: Annotated[int, typer.Option(help="held-out questions, and pages, scored")] = 50,
-    max_new_tokens: Annotated[int, typer.Option(help="length of a scored answer")] = 64,
-    max_length: Annotated[int, typer.Option(help="tokens; longer samples are left out")] = 8192,
+    seed: Seed = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="samples an optimiser step")] = 8,
+    micro_batch: Annotated[int, typer.Option(min=1, help="samples in memory at once")] = 1,
+    max_questions: Annotated[
+        int, typer.Option(min=1, help="held-out questions, and pages, scored")
+    ] = 50,
+    max_new_tokens: MaxNewTokens = MAX_NEW_TOKENS,
+    max_length: Annotated[
+        int, typer.Option(min=16, help="tokens; longer samples are left out")
+    ] = 8192,
     dpi: Dpi = DPI,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with an interrupted run")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier run")] = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
     """Fine-tune a model on your own PDFs and questions, and report what that changed."""
@@ -89,6 +114,7 @@ def finetune(
         model=model,
         pdfs=pdfs,
         data=data,
+        images=images,
         epochs=epochs,
         steps=steps,
         lr=lr,

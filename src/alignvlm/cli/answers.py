@@ -13,7 +13,20 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from ..errors import AlignVLMError, ConfigError, DataError
-from .options import DPI, Dpi, Json, Model, PageRange, emit, note
+from .options import (
+    DPI,
+    MAX_NEW_TOKENS,
+    MAX_PAGES,
+    Dpi,
+    Json,
+    MaxNewTokens,
+    MaxPages,
+    Model,
+    PageRange,
+    Password,
+    emit,
+    note,
+)
 
 if TYPE_CHECKING:
     from ..documents.page_images import PageImage, Pages
@@ -22,16 +35,15 @@ if TYPE_CHECKING:
     from ..inference.extractive import TokenBytes
     from ..model.outputs import Encoded
 
-MAX_PAGES = 8
-"""Pages used unless more are asked for."""
-
-MaxPages = Annotated[int, typer.Option(min=1, help="use at most so many pages in all")]
-Password = Annotated[str | None, typer.Option(help="opens encrypted PDFs")]
-
 
 def ask(
     model: Model,
-    arguments: Annotated[list[str], typer.Argument(metavar="FILE... QUESTION")],
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE... QUESTION", help="documents and folders, and last what is asked"
+        ),
+    ],
     pages: PageRange = None,
     max_pages: MaxPages = MAX_PAGES,
     password: Password = None,
@@ -46,7 +58,7 @@ def ask(
         bool, typer.Option("--extractive", help="answer with words of the page only")
     ] = False,
     dpi: Dpi = DPI,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    max_new_tokens: MaxNewTokens = MAX_NEW_TOKENS,
     json_: Json = False,
 ) -> None:
     """Ask a question about pictures, PDFs, multi-page TIFFs and folders; - is standard input.
@@ -301,7 +313,7 @@ def _timings(answer: Answer) -> dict[str, Any]:
 
 def embed(
     model: Model,
-    files: Annotated[list[str], typer.Argument(metavar="FILE...")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="documents and folders")],
     out: Annotated[
         Path | None, typer.Option("--out", help="file to write: .safetensors or .pt")
     ] = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError, DataError, describe_validation_error
-from .options import DPI, Dpi, Json, Model, PageRange, Sets, emit, shows_progress
+from .options import DPI, Dpi, Json, Model, PageRange, Seed, Sets, emit, number, shows_progress
 
 if TYPE_CHECKING:
     from ..data.source import Source
@@ -61,9 +61,7 @@ def data_from_scans(
     pages: PageRange = None,
     max_pages: MaxPages = None,
     min_words: MinWords = 1,
-    confidence: Annotated[
-        float, typer.Option(min=0, max=1, help="leave out lines OCR is less sure of")
-    ] = 0.8,
+    confidence: Annotated[float, number("leave out lines OCR is less sure of", min=0, max=1)] = 0.8,
     json_: Json = False,
 ) -> None:
     """Turn pictures and scanned PDFs into records, annotated by OCR (pip install 'alignvlm[ocr]').
@@ -117,19 +115,19 @@ def data_read(
             "recipe (unseen pages of its render sources), or a recipe's source entry {type: ...}",
         ),
     ],
-    pages: Annotated[int, typer.Option(min=1, help="read at most so many records")] = 200,
+    limit: Annotated[int, typer.Option(min=1, help="read at most so many records")] = 200,
     split: Annotated[
         str | None, typer.Option(help="of a benchmark; default: val, test or train, as there is")
     ] = None,
     stage: Annotated[int, typer.Option(min=1, help="stage of a recipe")] = 1,
-    seed: Annotated[int, typer.Option(help="of rendered pages and of the bootstrap")] = 0,
+    seed: Seed = 0,
     set_: Sets = None,
     json_: Json = False,
 ) -> None:
     """Say how much of some pages ALIGN reads: token-reading accuracy, also by text height."""
     # all are opened before a model is loaded
     opened = [
-        open_source(name, split=split, stage=stage, seed=seed, pages=pages, overrides=set_)
+        open_source(name, split=split, stage=stage, seed=seed, pages=limit, overrides=set_)
         for name in sources
     ]
     from ..eval.reading_accuracy import reading_accuracy
@@ -138,7 +136,7 @@ def data_read(
     loaded, processor = load_model(model)
     results = []
     for name, source in zip(sources, opened, strict=True):
-        read = reading_accuracy(loaded, processor, source, pages, progress=shows_progress(json_))
+        read = reading_accuracy(loaded, processor, source, limit, progress=shows_progress(json_))
         results.append({"source": name, **reading_report(read, seed=seed)})
         if not json_:
             typer.echo(_table(results[-1]))
@@ -259,8 +257,8 @@ def reading_report(read: ReadingAccuracy, *, seed: int = 0) -> dict[str, Any]:
     }
     from ..eval.reading_accuracy import size_names
 
-    for number, name in enumerate(size_names()):
-        counts = [page.sizes[number] for page in read.pages]
+    for size, name in enumerate(size_names()):
+        counts = [page.sizes[size] for page in read.pages]
         if cells := sum(n for _, n in counts):
             share = sum(r for r, _ in counts) / cells
             report["by_text_height"][name] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -14,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ..errors import ConfigError, DataError
-from .options import Json, emit
+from .options import Json, Overwrite, RepetitionGuard, Seed, emit, number
 
 if TYPE_CHECKING:
     from ..eval.results import Result
@@ -87,20 +86,14 @@ def run(
         int | None, typer.Option(min=1, help="only N samples, spread over the split")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="samples a batch")] = 4,
-    seed: Annotated[int, typer.Option(help="of bootstrap, noise and random answers")] = 0,
-    noise: Annotated[
-        float, typer.Option(min=0, help="σ of Gaussian noise on the vision features")
-    ] = 0.0,
+    seed: Seed = 0,
+    noise: Annotated[float, number("σ of Gaussian noise on the vision features", min=0)] = 0.0,
     prune: Annotated[
         str | None,
         typer.Option(help="keep K vocabulary ids in P_vocab, or those listed in a JSON file"),
     ] = None,
-    repetition_guard: Annotated[
-        bool, typer.Option("--repetition-guard", help="end answers that go round in circles")
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="discard finished and interrupted results")
-    ] = False,
+    repetition_guard: RepetitionGuard = False,
+    overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
     """Score MODEL, or a floor or rival, on benchmark tasks.
@@ -114,8 +107,6 @@ def run(
         raise ConfigError(f"the answerer {answerer.value!r} needs a MODEL")
     if answerer is not Kind.model and (noise or prune):
         raise ConfigError(f"--noise and --prune are for the model, not for {answerer.value!r}")
-    if not math.isfinite(noise):
-        raise ConfigError(f"--noise must be a finite number, not {noise}")
     from ..eval.runner import evaluate
     from ..eval.tasks import load_task
 
@@ -136,7 +127,7 @@ def run(
                 overwrite=overwrite,
                 quiet=True if json_ else None,
             )
-        rows.append(_summary(result, file))
+        rows.append({**_summary(result, file), "already_there": result.found})
         if not json_:
             typer.echo(_sentence(rows[-1]))
     if json_:
@@ -305,10 +296,11 @@ def _summary(result: Result, file: Path) -> dict[str, Any]:
 
 def _sentence(row: dict[str, Any]) -> str:
     low, high = row["interval"]
+    done = "already there:" if row["already_there"] else "wrote"
     return (
         f"{row['task']} {row['split']}, {row['answerer']}: {row['metric']} "
         f"{100 * row['score']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] on {row['samples']} "
-        f"samples, {row['seconds_per_sample']:.3g} s each; wrote {row['out']}"
+        f"samples, {row['seconds_per_sample']:.3g} s each; {done} {row['out']}"
     )
 
 
@@ -317,7 +309,7 @@ def compare(
     a: Annotated[Path, typer.Argument(help="result file of the one", metavar="A")],
     b: Annotated[Path, typer.Argument(help="result file of the other", metavar="B")],
     metric: Annotated[str | None, typer.Option(help="default: the task's score")] = None,
-    seed: Annotated[int, typer.Option(help="of the resampling")] = 0,
+    seed: Seed = 0,
     json_: Json = False,
 ) -> None:
     """Is B better than A? Paired difference, its 95 % interval, and a significance test."""

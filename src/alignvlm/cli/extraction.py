@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,15 +16,32 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from ..errors import ConfigError, DataError, nearest
-from .answers import MAX_PAGES, MaxPages, Password
-from .options import DPI, Dpi, Model, PageRange, note
+from .options import (
+    DPI,
+    MAX_NEW_TOKENS,
+    MAX_PAGES,
+    Actors,
+    Address,
+    Dpi,
+    Json,
+    MaxNewTokens,
+    MaxPages,
+    Model,
+    NumGpus,
+    PageRange,
+    Password,
+    emit,
+    note,
+    number,
+    shows_progress,
+)
 
 if TYPE_CHECKING:
-    from ..inference.extract import Extractor, Schema
+    from ..batch.documents import Extracting
+    from ..batch.pool import Pool
+    from ..inference.extract import Schema
 
 FORMATS = ("table", "csv", "jsonl")
-DETAILS = ("text", "page", "boxes", "confidence", "note")
-"""What a CSV says of each field, in columns of its own behind the values."""
 WIDTH = 40
 """Longest cell of a table."""
 Row = dict[str, Any]
@@ -44,64 +62,87 @@ def extract(
     format: Annotated[
         str | None, typer.Option(help="table, csv or jsonl; default: by the file's name, or table")
     ] = None,
-    min_confidence: Annotated[
-        float, typer.Option(min=0, max=1, help="leave a less sure value empty")
-    ] = 0.0,
+    min_confidence: Annotated[float, number("leave a less sure value empty", min=0, max=1)] = 0.0,
     dates: Annotated[str | None, typer.Option(help="what 03/04/2018 is: dmy or mdy")] = None,
     decimal: Annotated[str | None, typer.Option(help="the mark in 1.234: . or ,")] = None,
     pages: PageRange = None,
     max_pages: MaxPages = MAX_PAGES,
     password: Password = None,
     dpi: Dpi = DPI,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="length of a value")] = 64,
-    address: Annotated[str | None, typer.Option(hidden=True)] = None,
+    max_new_tokens: MaxNewTokens = MAX_NEW_TOKENS,
+    address: Address = None,
+    actors: Actors = None,
+    num_gpus: NumGpus = None,
+    json_: Json = False,
 ) -> None:
     """Write the fields of documents as a table: one row a document.
 
     A value's words stand on the page as they are: each comes with its page, box and confidence.
     """
-    if address is not None:
-        raise ConfigError(
-            "extract runs on this machine: batch's workers ask one question and write its answer, "
-            "not several fields from one prefill; give each machine files and an --out of its own"
-        )
     asked = _schema(fields, schema)
-    form = _format(format, out)
+    form = _format(format, out, json_)
+    if address is None and (actors or num_gpus):
+        raise ConfigError("--actors and --num-gpus are for --address; without it one model works")
+    if address is not None and out is None:
+        raise ConfigError("--address needs --out FILE, where every machine of the cluster sees it")
     day_first = {None: None, "dmy": True, "mdy": False}
     spelling = {"day_first": day_first[_one_of("--dates", dates, ("dmy", "mdy"))],
                 "decimal": _one_of("--decimal", decimal, (".", ","))}  # fmt: skip
-    from ..documents.page_images import Pages, list_files
-    from ..inference.extract import field_questions
+    from ..batch.documents import Extracting
+    from ..batch.pool import Pool
+    from ..documents.page_images import list_files
 
-    questions = field_questions(asked)
-    names = [one.name for one in questions]
+    extracting = Extracting(
+        asked, spelling, min_confidence, max_new_tokens, dpi, pages, max_pages, password
+    )
+    pool = None if address is None else Pool(address, actors, num_gpus, batch_size=1)
     todo = list(dict.fromkeys(file for path in files for file in list_files(path)))
-    reading = {"dpi": dpi, "pages": pages, "max_pages": max_pages}
-    settings = {
-        "fields": [asdict(one) for one in questions], **spelling, **reading,
-        "min_confidence": min_confidence, "max_new_tokens": max_new_tokens,
-    }  # fmt: skip
-    done: set[str] = set()
-    if out is not None:
-        done = _go_on(out, form, names, {"model": _weights(model), **settings})
-    _columns(names)  # refuses what a table cannot hold, before the model is loaded
-    left = [file for file in todo if file not in done]
-    extractor = _load(model, asked, spelling, min_confidence, max_new_tokens) if left else None
-    rows, errors = [], 0
-    with _writer(out, form, names) as write:
-        for file in _shown(left):
-            assert extractor is not None
-            row = _row(extractor, Pages([file], password=password, **reading))
-            errors += "error" in row
-            rows.append(row)
-            write(row)
+    table = _Table(out, form, extracting)
+    left = table.left(todo, model)
+    rows = list(_rows(model, left, table, pool, json_)) if left else []
+    errors = sum("error" in row for row in rows)
     if rows and errors == len(rows) == len(todo):
         raise DataError(rows[0]["error"])
-    if form == "table":
-        typer.echo("\n".join(_table(rows, names)))
-    elif out is not None:
-        earlier = f", {len(todo) - len(left)} were there" if len(left) < len(todo) else ""
-        typer.echo(f"{out}: {len(rows)} rows written ({errors} errors){earlier}")
+    if out is not None:
+        there = len(todo) - len(left)
+        earlier = f", {there} were there" if there else ""
+        counts = {"out": str(out), "rows": len(rows), "errors": errors, "already_there": there}
+        emit(json_, counts, f"{out}: {len(rows)} rows written ({errors} errors){earlier}")
+    elif json_:
+        emit(True, {"rows": json.loads(json.dumps(rows, default=_plain))}, "")
+    elif form == "table":
+        typer.echo("\n".join(_lines(rows, table.names)))
+
+
+def _rows(
+    model: str, files: list[str], table: _Table, pool: Pool | None, json_: bool
+) -> Iterator[Row]:
+    """Rows of documents, each written by the time it is given."""
+    from ..batch.documents import document_row, extract_rows
+
+    extracting, work = table.extracting, table.work
+    made = table.collected(files)  # by workers of a run that was killed
+    rest = [file for file in files if file not in made]
+    shown = shows_progress(json_)
+    if pool is not None and rest:
+        assert work is not None
+        rows = extract_rows(model, rest, work, extracting, pool, progress=shown)
+        made |= zip(rest, rows, strict=True)
+        rest = []
+    extractor = extracting.load(model) if rest else None
+    with table.writer() as write:
+        for file in _shown(files, shown):
+            if file in made:
+                row = made[file]
+            else:
+                assert extractor is not None
+                row = document_row(extractor, extracting.pages_of(file), file)
+            for text in row.pop("notes", ()):
+                note(text)
+            write(row)
+            yield row
+    if work is not None:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _schema(fields: str | None, schema: Path | None) -> Schema:
@@ -124,13 +165,15 @@ def _one_of(option: str, given: str | None, known: tuple[str, ...]) -> Any:
     return given
 
 
-def _format(given: str | None, out: Path | None) -> str:
+def _format(given: str | None, out: Path | None, as_json: bool) -> str:
     form = given or ("table" if out is None else out.suffix.removeprefix("."))
     if form not in FORMATS or (out is not None and form == "table"):
         named = [name for name in FORMATS if out is None or name != "table"]
         raise ConfigError(
             f"unknown format {form!r}{nearest(form, named)}: choose --format {' or '.join(named)}"
         )
+    if as_json and out is None and form != "table":
+        raise ConfigError(f"--json prints one line, --format {form} one a document: choose one")
     return form
 
 
@@ -141,67 +184,88 @@ def _weights(model: str) -> dict[str, str]:
     return {f.name: file_sha256(f) for f in sorted(resolve(model).glob("*.safetensors"))}
 
 
-def _load(
-    model: str, schema: Schema, spelling: Row, min_confidence: float, max_new_tokens: int
-) -> Extractor:
-    from ..inference.ask import load_model
-    from ..inference.confidence import calibration_of
-    from ..inference.extract import Extractor
-    from ..inference.values import Spelling
-    from ..weights.resolve import resolve
-
-    calibration = calibration_of(resolve(model))
-    return Extractor(
-        *load_model(model),
-        schema,
-        spelling=Spelling(**spelling),
-        calibration=calibration,
-        min_confidence=min_confidence,
-        max_new_tokens=max_new_tokens,
-    )
-
-
-def _shown(files: list[str]) -> Iterator[str]:
+def _shown(files: list[str], shown: bool) -> Iterator[str]:
     from tqdm import tqdm
 
     yield from tqdm(files, desc="extracting", unit="file", file=sys.stderr, leave=False,
-                    disable=not sys.stderr.isatty())  # fmt: skip
+                    disable=not shown)  # fmt: skip
 
 
-def _row(extractor: Extractor, pages: Any) -> Row:
-    """What one document says; a document that cannot be read costs its own row."""
-    import torch
+class _Table:
+    """Where rows go: a file that grows, or standard output.
 
-    (file,) = pages.files
-    try:
-        if pages.left_out:
-            note(pages.left_out)
-        found = extractor(pages)
-    except (ConfigError, torch.AcceleratorError):
-        raise  # would be the same for every document
-    except Exception as error:  # decoders raise every kind of error on damaged bytes
-        text = " ".join(str(error).split())
-        own = isinstance(error, DataError) and text
-        return {"file": file, "error": text if own else f"{type(error).__name__}: {text}"}
-    for page in found.unread:
-        note(f"nothing was read on {file} page {page}")
-    return {"file": file, "values": {name: asdict(own) for name, own in found.values.items()}}
+    Raises:
+        ConfigError: a field is called as another column.
+    """
+
+    def __init__(self, out: Path | None, form: str, extracting: Extracting) -> None:
+        from ..inference.extract import field_questions
+
+        self.out, self.form, self.extracting = out, form, extracting
+        self.questions = field_questions(extracting.schema)
+        self.names = [one.name for one in self.questions]
+        self.columns = _columns(self.names)
+        self.work = None if out is None else out.with_name(f"{out.name}.workers")
+
+    def left(self, files: list[str], model: str) -> list[str]:
+        """Documents that have no row yet; says in a file beside the rows what is asked.
+
+        Raises:
+            DataError: the file is another's, or other fields were asked for.
+        """
+        if self.out is None:
+            return files
+        settings = self.extracting.settings()
+        spelling = settings.pop("spelling")
+        del settings["schema"]
+        asked = {
+            "model": _weights(model),
+            "fields": [asdict(one) for one in self.questions],
+            **spelling,
+            **settings,
+        }
+        done = _go_on(self.out, self.form, asked)
+        return [file for file in files if file not in done]
+
+    def collected(self, files: list[str]) -> dict[str, Row]:
+        """Rows that workers left, of documents of this name."""
+        from ..batch.documents import earlier_rows
+
+        if self.work is None or not self.work.is_dir():
+            return {}
+        return earlier_rows(files, self.work, self.extracting)
+
+    @contextmanager
+    def writer(self) -> Iterator[Callable[[Row], None]]:
+        """Writes a row at once, so that an interrupted run loses none."""
+        if self.form == "table":
+            yield lambda row: None
+            return
+        with ExitStack() as opened:
+            file = sys.stdout
+            if self.out is not None:
+                file = opened.enter_context(open(self.out, "a", encoding="utf-8", newline=""))
+            if self.form == "csv" and (self.out is None or not self.out.stat().st_size):
+                csv.writer(file, lineterminator="\n").writerow(self.columns)
+
+            def write(row: Row) -> None:
+                _write(row, self.form, self.columns, file)
+                file.flush()
+
+            yield write
 
 
-def _asked_path(out: Path) -> Path:
-    return out.with_name(f"{out.name}.asked.json")
-
-
-def _go_on(out: Path, form: str, names: list[str], asked: Row) -> set[str]:
-    """The documents that ``out`` has rows of; says in a file beside it what is asked.
+def _go_on(out: Path, form: str, asked: Row) -> set[str]:
+    """The documents that ``out`` has rows of.
 
     Raises:
         DataError: it is another's file, or other fields were asked for.
     """
     from ..documents.opening import read_json
     from ..files import write_text
+    from ..inference.extract import asked_path
 
-    beside = _asked_path(out)
+    beside = asked_path(out)
     asked = json.loads(json.dumps({**asked, "format": form}))
     if not out.exists():
         write_text(beside, json.dumps(asked, ensure_ascii=False, indent=1) + "\n")
@@ -238,6 +302,8 @@ def _columns(names: list[str]) -> list[str]:
     Raises:
         ConfigError: a field is called as another column.
     """
+    from ..inference.extract import DETAILS
+
     details = [f"{name}_{detail}" for name in names for detail in DETAILS]
     columns = ["file", *names, *details, "error"]
     for name in names:
@@ -246,27 +312,9 @@ def _columns(names: list[str]) -> list[str]:
     return columns
 
 
-@contextmanager
-def _writer(out: Path | None, form: str, names: list[str]) -> Iterator[Callable[[Row], None]]:
-    """Writes a row at once, so that an interrupted run loses none."""
-    if form == "table":
-        yield lambda row: None
-        return
-    with ExitStack() as opened:
-        file = sys.stdout
-        if out is not None:
-            file = opened.enter_context(open(out, "a", encoding="utf-8", newline=""))
-        if form == "csv" and (out is None or not out.stat().st_size):
-            csv.writer(file, lineterminator="\n").writerow(_columns(names))
+def _write(row: Row, form: str, columns: list[str], file: TextIO) -> None:
+    from ..inference.extract import DETAILS
 
-        def write(row: Row) -> None:
-            _write(row, form, names, file)
-            file.flush()
-
-        yield write
-
-
-def _write(row: Row, form: str, names: list[str], file: TextIO) -> None:
     if form == "jsonl":
         file.write(json.dumps(row, ensure_ascii=False, default=_plain) + "\n")
         return
@@ -276,7 +324,7 @@ def _write(row: Row, form: str, names: list[str], file: TextIO) -> None:
         boxes = "; ".join(" ".join(f"{edge:.1f}" for edge in box) for box in own["boxes"])
         shown = {**own, "boxes": boxes, "confidence": f"{own['confidence']:.4f}"}
         flat |= {f"{name}_{detail}": shown[detail] for detail in DETAILS}
-    csv.DictWriter(file, _columns(names), lineterminator="\n").writerow(flat)
+    csv.DictWriter(file, columns, lineterminator="\n").writerow(flat)
 
 
 def _plain(value: Any) -> Any:
@@ -284,7 +332,7 @@ def _plain(value: Any) -> Any:
     return value.isoformat() if hasattr(value, "isoformat") else float(value)
 
 
-def _table(rows: list[Row], names: list[str]) -> list[str]:
+def _lines(rows: list[Row], names: list[str]) -> list[str]:
     """Values with their confidence in columns; below it, why some are missing."""
     cells, notes = [["file", *names]], []
     for row in rows:

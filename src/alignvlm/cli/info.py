@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import __version__
-from ..errors import WeightsError
+from ..errors import DataError, WeightsError
 from ..files import replacing
-from .options import DPI, Dpi, Json, Model, emit
+from .options import DPI, Dpi, Json, Model, PageRange, emit
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from ..documents.page_images import PageImage
 
 
 def inspect(
@@ -25,29 +27,47 @@ def inspect(
     out: Annotated[Path, typer.Option("--out", help="folder for heat-map and JSON")] = Path(
         "inspect"
     ),
-    page: Annotated[int, typer.Option(min=1, help="page of a PDF")] = 1,
+    pages: PageRange = "1",
     k: Annotated[int, typer.Option(min=1, help="tokens listed for each visual token")] = 5,
     dpi: Dpi = DPI,
     json_: Json = False,
 ) -> None:
     """Write what each visual token says: a heat map (PNG) and its top tokens (JSON)."""
-    from ..documents.opening import load_pages
+    from ..documents.page_images import Pages
     from ..inference.ask import load_model
+
+    if file.is_dir():
+        raise DataError(f"{file}: inspect takes one picture or PDF, not a folder")
+    found = Pages([file], dpi=dpi, pages=pages)
+    several = len(found) > 1  # opens the file, before a model is loaded
+    loaded, processor = load_model(model)
+    out.mkdir(parents=True, exist_ok=True)
+    rows, lines = [], []
+    for page in found:
+        name = Path(page.file).stem + (f"-{page.page}" if several else "")
+        row, said = _inspected(loaded, processor, page, k, out / name)
+        rows.append(row)
+        lines += [f"page {page.page}", *said] if several else said
+    emit(json_, {"file": str(file), "pages": rows}, "\n".join(lines))
+
+
+def _inspected(
+    model: Any, processor: Any, page: PageImage, k: int, stem: Path
+) -> tuple[dict[str, Any], list[str]]:
+    """Write a page's heat map and tokens; returns what to print, as data and for people."""
     from ..inference.inspect import heat_map, read_page
 
-    image = load_pages(file, dpi=dpi, pages=str(page))[0]
-    loaded, processor = load_model(model)
-    reading = read_page(loaded, processor, image, k)
-    picture, table = out / f"{file.stem}.png", out / f"{file.stem}.json"
-    out.mkdir(parents=True, exist_ok=True)
+    reading = read_page(model, processor, page.image, k)
+    picture, table = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.json")
     for path, write in (
-        (picture, lambda p: heat_map(image, reading).save(p, format="PNG")),
+        (picture, lambda p: heat_map(page.image, reading).save(p, format="PNG")),
         (table, lambda p: p.write_text(json.dumps(reading.to_dict()), encoding="utf-8")),
     ):
         with replacing(path) as partial:
             write(partial)
     text = reading.text(processor.tokenizer)
     data = {
+        "page": page.page,
         "heat_map": str(picture),
         "json": str(table),
         "text": text,
@@ -61,7 +81,7 @@ def inspect(
     lines.append(
         f"entropy {reading.entropy:.2f} nats, effective vocabulary {reading.effective_vocab:.1f}"
     )
-    emit(json_, data, "\n".join([*lines, f"wrote {picture} and {table}"]))
+    return data, [*lines, f"wrote {picture} and {table}"]
 
 
 def info(

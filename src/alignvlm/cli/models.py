@@ -12,7 +12,20 @@ import typer
 
 from ..errors import AlignVLMError, ConfigError
 from ..files import replacing
-from .options import DPI, ConnectorSets, Dpi, Json, Model, PageRange, emit, note
+from .options import (
+    DPI,
+    MAX_NEW_TOKENS,
+    ConnectorSets,
+    Dpi,
+    DryRun,
+    Json,
+    MaxNewTokens,
+    Model,
+    Overwrite,
+    PageRange,
+    emit,
+    note,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -42,7 +55,7 @@ def compose(
         str, typer.Option(help="align reads at once with the reader; others want training")
     ] = "align",
     set_: ConnectorSets = None,
-    overwrite: Annotated[bool, typer.Option(help="replace an existing folder")] = False,
+    overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
     """Put a model together from pretrained parts: no data, no training.
@@ -91,11 +104,9 @@ def convert(
     set_: ConnectorSets = None,
     vocab_size: Annotated[
         int | None,
-        typer.Option(help="embedding rows P_vocab covers; default: the text vocabulary"),
+        typer.Option(min=1, help="embedding rows P_vocab covers; default: the text vocabulary"),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option(help="say what would be replaced; load no weights")
-    ] = False,
+    dry_run: DryRun = False,
     json_: Json = False,
 ) -> None:
     """Put ALIGN into a vision-language model: its connector is replaced, the rest stays."""
@@ -177,7 +188,7 @@ def prune(
         typer.Option(help="JSONL of questions to compare answers on; default: read each page"),
     ] = None,
     max_questions: Annotated[int, typer.Option(min=0, help="ask at most so many")] = 16,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="length of an answer")] = 32,
+    max_new_tokens: MaxNewTokens = MAX_NEW_TOKENS,
     json_: Json = False,
 ) -> None:
     """Keep only the vocabulary that P_vocab uses on some pages, and say what that changes.

@@ -8,7 +8,21 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigError
-from .options import DPI, Dpi, Json, Model, Recipe, Sets, emit, shows_progress
+from .options import (
+    DPI,
+    Actors,
+    Address,
+    Dpi,
+    Json,
+    Model,
+    NumGpus,
+    Recipe,
+    RepetitionGuard,
+    Sets,
+    emit,
+    number,
+    shows_progress,
+)
 
 
 def batch(
@@ -20,23 +34,19 @@ def batch(
     question: Annotated[
         str | None, typer.Option(help="asked about every page; default: read the text")
     ] = None,
-    actors: Annotated[
-        int | None,
-        typer.Option(min=1, help="models loaded at once; default: one a GPU, or one a machine"),
-    ] = None,
-    num_gpus: Annotated[
-        float | None, typer.Option(min=0, help="GPUs of each actor, perhaps a fraction")
-    ] = None,
+    actors: Actors = None,
+    num_gpus: NumGpus = None,
     batch_size: Annotated[int, typer.Option(min=1, help="pages answered together")] = 4,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="length of an answer")] = 512,
+    max_new_tokens: Annotated[
+        int,
+        typer.Option(
+            min=1, help="longest answer, in tokens; long because it reads whole pages by default"
+        ),
+    ] = 512,
     dpi: Dpi = DPI,
-    repetition_guard: Annotated[
-        bool, typer.Option(help="end an answer that goes round in circles")
-    ] = True,
+    repetition_guard: RepetitionGuard = True,
     retry_errors: Annotated[bool, typer.Option(help="ask again what ended in an error")] = False,
-    address: Annotated[
-        str | None, typer.Option(help="Ray cluster: auto or HOST:PORT; default: this machine")
-    ] = None,
+    address: Address = None,
     json_: Json = False,
 ) -> None:
     """Ask about every page of a folder, or every record of a JSONL file, on Ray."""
@@ -65,10 +75,11 @@ def plan(
     gpus: Annotated[int, typer.Option(min=1, help="how many, on all machines")] = 8,
     gpu: Annotated[str, typer.Option(help="h100, h200, a100-80, a100-40, l40s, rtx4090")] = "h100",
     mfu: Annotated[
-        float, typer.Option(help="assumed share of the peak rate that the model's operations reach")
+        float,
+        number("assumed share of the peak rate that the model's operations reach", above=0, max=1),
     ] = 0.35,
     tiles: Annotated[
-        float | None, typer.Option(help="of an average page; default: the most a page can have")
+        float | None, number("of an average page; default: the most a page can have", above=0)
     ] = None,
     samples: Annotated[
         list[str] | None, typer.Option(help="samples of a stage: STAGE=N. Repeatable.")

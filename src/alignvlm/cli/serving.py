@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from ..errors import AlignVLMError, ConfigError
-from .options import Model
+from .options import MAX_PAGES, Host, Json, MaxPages, Model, emit, number
 
 MIB = 2**20
 
 
 def serve(
     model: Model,
-    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8000,
     name: Annotated[
         str | None, typer.Option(help="what clients call the model; default: its folder's name")
@@ -37,11 +38,17 @@ def serve(
         int, typer.Option(min=1, help="pixels of a picture or PDF page")
     ] = 40_000_000,
     max_images: Annotated[int, typer.Option(min=1, help="pictures and PDF pages of a request")] = 8,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="tokens of an answer")] = 1024,
+    max_new_tokens: Annotated[
+        int,
+        typer.Option(
+            min=1, help="longest answer, in tokens, that a request may ask for; also without asking"
+        ),
+    ] = 1024,
     queue: Annotated[
         int, typer.Option(min=0, help="requests that may wait; one is answered at a time")
     ] = 16,
-    timeout: Annotated[float, typer.Option(help="seconds a request may take")] = 120.0,
+    timeout: Annotated[float, number("seconds a request may take", above=0)] = 120.0,
+    json_: Json = False,
 ) -> None:
     """Serve a model to OpenAI's clients: POST /v1/chat/completions, /health, /metrics."""
     try:
@@ -68,21 +75,27 @@ def serve(
         limits=limits,
         api_key=api_key,
         allow_no_key=allow_no_key,
-        report=typer.echo,
+        report=_announce(json_),
     )
+
+
+def _announce(as_json: bool) -> Callable[[str, str], None]:
+    """What says where a server listens, once it does."""
+    return lambda url, text: emit(as_json, {"url": url}, text)
 
 
 def demo(
     model: Model,
-    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    host: Host = "127.0.0.1",
     port: Annotated[
         int | None,
         typer.Option(min=1, max=65535, help="default: the first free one from 7860 on"),
     ] = None,
-    max_pages: Annotated[int, typer.Option(min=1, help="pages read of a document")] = 8,
+    max_pages: MaxPages = MAX_PAGES,
     open_: Annotated[
         bool, typer.Option("--open/--no-open", help="open the page in this machine's browser")
     ] = False,
+    json_: Json = False,
 ) -> None:
     """Open a web page: drop a page or PDF, ask, and see what each part of it is read as.
 
@@ -101,5 +114,5 @@ def demo(
         port=port,
         max_pages=max_pages,
         open_browser=open_,
-        report=lambda line: typer.echo(line),
+        report=_announce(json_),
     )

@@ -18,7 +18,7 @@ from ..errors import ConfigError, describe_validation_error, nearest
 class ConnectorConfigBase(BaseModel):
     """What all connector configs share: frozen, strict, and a token count."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def token_grid(self, rows: int, cols: int) -> tuple[int, int] | None:
         """Layout of one tile's visual tokens for a ``rows x cols`` feature grid.

@@ -324,7 +324,7 @@ def run(
     port: int | None = None,
     max_pages: int = 8,
     open_browser: bool = False,
-    report: Callable[[str], None] = print,
+    report: Callable[[str, str], None] = lambda url, text: print(text),
 ) -> None:
     """Load a model and serve the page until Ctrl-C.
 
@@ -334,7 +334,7 @@ def run(
         port: ``None``: the first free one from 7860 on.
         max_pages: of a document; the rest is left out.
         open_browser: open the page in the machine's browser.
-        report: told the page's address.
+        report: told the page's address, and a sentence for people.
 
     Raises:
         WeightsError: no such model.
@@ -363,7 +363,7 @@ def run(
                 f"cannot listen on {host}, port {port or '7860-7959'}: {error}"
             ) from None
         try:
-            report(f"the page is at {url} (Ctrl-C ends it)")
+            report(url, f"the page is at {url} (Ctrl-C ends it)")
             page.block_thread()
         finally:
             page.close()

@@ -11,6 +11,7 @@ from ..errors import DataError, nearest
 from .intervals import LEVEL, Aggregate, Paired, mcnemar
 from .metrics import METRICS
 from .results import Result, differences, read_result
+from .shown import SHOWN
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def compare(
         seed: of the resampling.
 
     Raises:
-        DataError: the files are of different tasks, samples or prompts, or lack the metric.
+        DataError: the files are of different tasks, samples, prompts or pages, or lack the metric.
     """
     first, second = (x if isinstance(x, Result) else read_result(x) for x in (a, b))
     _check(first, second)
@@ -121,6 +122,8 @@ def _check(first: Result, second: Result) -> None:
                     f"sample {x['id']!r} has different {key.removesuffix('s')}s: "
                     f"{_short(x[key])!r} and {_short(y[key])!r}"
                 )
+        if SHOWN in x and SHOWN in y and x[SHOWN] != y[SHOWN]:  # text-only was shown none
+            raise DataError(f"sample {x['id']!r} was asked about different pages")
 
 
 def _mcnemar(mine: Sequence[dict], theirs: Sequence[dict]) -> dict[str, float] | None:

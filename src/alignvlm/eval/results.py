@@ -8,7 +8,7 @@ import platform
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Result:
         settings: everything that decides the numbers; two runs with equal settings agree.
         environment: versions and hardware.
         timing: seconds in all and a sample, loading of pages included.
+        found: read from a file, nothing was computed; not in the file.
     """
 
     score: float
@@ -46,6 +47,7 @@ class Result:
     settings: dict[str, Any]
     environment: dict[str, Any]
     timing: dict[str, Any]
+    found: bool = field(default=False, compare=False)
 
     @property
     def task(self) -> dict[str, Any]:
@@ -59,7 +61,9 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {"format": FORMAT, **asdict(self), "interval": list(self.interval)}
+        data = {"format": FORMAT, **asdict(self), "interval": list(self.interval)}
+        del data["found"]
+        return data
 
 
 def write_result(result: Result, out: Path) -> None:
@@ -95,13 +99,13 @@ def read_result(path: str | Path) -> Result:
         data = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise DataError(f"{path}: not a result of alignvlm eval: {error}") from None
-    names = Result.__dataclass_fields__
+    names = [own.name for own in fields(Result) if own.name != "found"]
     if not isinstance(data, dict) or not set(names) <= set(data):
         raise DataError(f"{path}: not a result of alignvlm eval")
     if data.get("format") != FORMAT:
         raise DataError(f"{path}: format {data.get('format')!r}, this version reads {FORMAT}")
-    fields = {name: data[name] for name in names}
-    return Result(**{**fields, "interval": tuple(fields["interval"])})
+    known = {name: data[name] for name in names}
+    return Result(**{**known, "interval": tuple(known["interval"])})
 
 
 class Partial:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from ..errors import ConfigError, DataError
 from ..inference.answerers import Answerer, Query, Reply
 from .intervals import LEVEL, RESAMPLES, bootstrap_interval
 from .results import Partial, Result, differences, environment, read_result, write_result
+from .shown import SHOWN, check_shown, pages_sha256
 
 if TYPE_CHECKING:
     from .tasks import Sample, Task
@@ -38,8 +40,9 @@ def evaluate(
     """Answer a task's samples, score them and write the result file.
 
     Replies are kept in ``OUT.partial.jsonl`` as they come. Called again with the same settings, an
-    interrupted run goes on and a finished one is read back; batches are fixed by index, so scores,
-    intervals, predictions and settings are those of an unbroken run, to the byte.
+    interrupted run goes on and a finished one is read back (``Result.found``), if the pages shown
+    are still the same; batches are fixed by index, so scores, intervals, predictions and settings
+    are those of an unbroken run, to the byte.
 
     Args:
         out: the JSON file.
@@ -53,7 +56,8 @@ def evaluate(
 
     Raises:
         ConfigError: a limit or batch size below 1.
-        DataError: ``out`` or its partial file is of other settings, or a page cannot be used.
+        DataError: ``out`` or its partial file is of other settings or other pages, or a page cannot
+            be used.
         OSError: the disk is full; there is no half result, and the run can go on.
     """
     out = Path(out)
@@ -99,10 +103,16 @@ def _locked(
         out.unlink(missing_ok=True)
         growing.unlink(missing_ok=True)
     elif out.exists():
-        return _finished(out, settings)
+        found = _finished(out, settings)
+        if answerer.needs_pages:
+            check_shown(task, chosen, found.predictions, out, quiet=quiet)
+        return found
     batch_size = settings["run"]["batch_size"]
     partial = Partial(growing, settings, batch_size, [sample.id for sample in samples])
     try:
+        if answerer.needs_pages:
+            done = len(partial.rows)
+            check_shown(task, chosen[:done], partial.rows, growing, quiet=quiet)
         _answer(answerer, task, chosen, samples, partial, batch_size, quiet)
     finally:
         partial.close()
@@ -120,7 +130,7 @@ def _finished(out: Path, settings: dict[str, Any]) -> Result:
             f"{out} exists, with {key} = {was!r:.60}, now {now!r:.60}; name another file, or "
             "--overwrite"
         )
-    return result
+    return replace(result, found=True)
 
 
 def _settings(
@@ -187,14 +197,11 @@ def _batch(
     answerer: Answerer, task: Task, samples: Sequence[Sample], indices: Sequence[int]
 ) -> list[dict[str, Any]]:
     begun = time.perf_counter()
+    pages = [task.pages(index) if answerer.needs_pages else [] for index in indices]
+    shown = [{SHOWN: pages_sha256(own)} if own else {} for own in pages]  # an answerer may draw
     queries = [
-        Query(
-            id=sample.id,
-            pages=task.pages(index) if answerer.needs_pages else [],
-            prompt=sample.prompt,
-            max_new_tokens=task.max_new_tokens,
-        )
-        for sample, index in zip(samples, indices, strict=True)
+        Query(sample.id, own, sample.prompt, task.max_new_tokens)
+        for sample, own in zip(samples, pages, strict=True)
     ]
     try:
         replies = answerer.answer(queries)
@@ -203,8 +210,8 @@ def _batch(
         raise DataError(f"{task.name} {task.split}, among samples {names}: {error}") from None
     seconds = (time.perf_counter() - begun) / len(samples)
     return [
-        {**_row(sample, reply), "seconds": round(seconds, 6)}
-        for sample, reply in zip(samples, replies, strict=True)
+        {**_row(sample, reply), **own, "seconds": round(seconds, 6)}
+        for sample, reply, own in zip(samples, replies, shown, strict=True)
     ]
 
 

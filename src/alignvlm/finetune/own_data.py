@@ -7,7 +7,7 @@ so are all questions about the same images.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ..data.harvest.from_pdf import from_pdf
 from ..data.records import Record
 from ..data.sources import JsonlSource, MixedSource, Source, Subset
 from ..errors import DataError
+from .field_table import FieldTable
 from .settings import Settings
 
 
@@ -54,11 +55,13 @@ class Data:
         pages: of the PDFs, with words; ``None`` without PDFs.
         questions: of the JSONL; ``None`` without one.
         harvest: what reading the PDFs gave and skipped, as ``Harvest.to_dict``.
+        notes: what a person should know of it, a line each.
     """
 
     pages: Split | None = None
     questions: Split | None = None
     harvest: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def splits(self) -> list[Split]:
@@ -98,25 +101,36 @@ class Data:
 
 
 def load_data(settings: Settings, folder: Path, *, progress: bool = False) -> Data:
-    """Read the PDFs and the JSONL, and hold out a share of each.
+    """Read the PDFs and the questions, and hold out a share of each.
 
     Args:
         folder: gets the pages of the PDFs; a rerun goes on there.
         progress: show a bar on stderr.
 
     Raises:
-        DataError: a row of the JSONL is wrong, no page can be used, or one record alone is there.
+        DataError: a row of the questions is wrong, no page can be used, or one record is alone.
     """
     data = Data()
     if settings.pdfs is not None:
         found = from_pdf(settings.pdfs, folder, dpi=settings.dpi, progress=progress)
         data.harvest = found.to_dict()
         pages = JsonlSource(found.records, name="pages")
-        data.pages = _split(pages, document_of_page, settings)
-    if settings.data is not None:
+        data.pages = _split(pages, _keys(pages, document_of_page), settings)
+    if settings.data is not None and settings.is_table:
+        images = None if settings.images is None else Path(settings.images)
+        table = FieldTable(Path(settings.data), images=images, dpi=settings.dpi)
+        data.questions = _split(table, table.documents(), settings)
+        if left_out := table.said_left_out():
+            data.notes.append(f"{len(table)} values of {settings.data}{left_out}")
+    elif settings.data is not None:
         questions = JsonlSource(settings.data, name="questions")
-        data.questions = _split(questions, document_of_question, settings)
+        data.questions = _split(questions, _keys(questions, document_of_question), settings)
     return data
+
+
+def _keys(source: Source, document: Callable[[Record], str]) -> list[str]:
+    """Reads every record once, so that a bad row is found before training starts."""
+    return [document(source[index]) for index in range(len(source))]
 
 
 def document_of_page(record: Record) -> str:
@@ -129,9 +143,7 @@ def document_of_question(record: Record) -> str:
     return "\n".join(str(image) for image in record.images) or record.id
 
 
-def _split(source: Source, document: Any, settings: Settings) -> Split:
-    # reads every record once, so that a bad row is found before training starts
-    keys = [document(source[index]) for index in range(len(source))]
+def _split(source: Source, keys: Sequence[str], settings: Settings) -> Split:
     held_out, by = choose_held_out(keys, settings.validation, settings.seed)
     if held_out is None:
         raise DataError(

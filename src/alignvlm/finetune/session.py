@@ -26,6 +26,7 @@ from ..connectors import AlignConnector
 from ..data.collate import Collator
 from ..errors import AlignVLMError, ConfigError
 from ..files import file_sha256, replacing
+from ..inference.extract import asked_path
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor
 from ..train.stages import StageDataset
@@ -94,7 +95,9 @@ def _fingerprint(settings: Settings) -> str:
     """A line that changes when the questions do; the harvest notices changed PDFs itself."""
     if settings.data is None or not os.path.isfile(settings.data):
         return ""
-    return f"# data sha256 {file_sha256(settings.data)}\n"
+    beside = asked_path(Path(settings.data))  # how the fields of a table were asked
+    files = [settings.data, *([beside] if settings.is_table and beside.is_file() else [])]
+    return f"# data sha256 {' '.join(map(file_sha256, files))}\n"
 
 
 def _run(
@@ -110,6 +113,8 @@ def _run(
     set_seed(settings.seed)
     data = load_data(settings, work / "pages", progress=not quiet)
     _check_split(data, work)
+    for line in data.notes:
+        report(line)
     for name, split in (("pages", data.pages), ("questions", data.questions)):
         if split is not None:
             report(

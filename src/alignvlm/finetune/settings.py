@@ -15,11 +15,14 @@ from ..errors import ConfigError, describe_validation_error
 class Settings(BaseModel):
     """All settings with their defaults; unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     model: str = Field(min_length=1, description="folder or hub id of a trained model")
     pdfs: str | None = Field(None, description="a folder of PDFs, or one PDF")
-    data: str | None = Field(None, description="JSONL of questions with answers")
+    data: str | None = Field(
+        None, description="JSONL of questions with answers, or extract's CSV, corrected"
+    )
+    images: str | None = Field(None, description="folder that names of the CSV start from")
     epochs: float = Field(3.0, gt=0)
     steps: int | None = Field(None, ge=1, description="optimiser steps; instead of epochs")
     lr: float = Field(1e-4, gt=0, description="highest learning rate, of everything that trains")
@@ -40,11 +43,18 @@ class Settings(BaseModel):
     def _checks(self) -> Settings:
         if self.pdfs is None and self.data is None:
             raise ValueError("give --pdfs FOLDER, --data qa.jsonl, or both")
+        if self.images is not None and not self.is_table:
+            raise ValueError("--images is for a CSV: paths of a JSONL start from its own folder")
         if not self.transcribe and self.data is not None:
             raise ValueError("--no-transcribe is for --pdfs alone: questions need the answers")
         if self.batch_size % self.micro_batch:
             raise ValueError("--batch-size must be a multiple of --micro-batch")
         return self
+
+    @property
+    def is_table(self) -> bool:
+        """Whether ``data`` is a table of fields."""
+        return self.data is not None and self.data.lower().endswith(".csv")
 
     @property
     def rank(self) -> int:
@@ -62,7 +72,7 @@ def settings_from(**given: Any) -> Settings:
     Raises:
         ConfigError: an unknown key, a value out of range, or no data.
     """
-    for key in ("model", "pdfs", "data"):
+    for key in ("model", "pdfs", "data", "images"):
         value = given.get(key)
         if value is not None:
             value = os.fspath(value)

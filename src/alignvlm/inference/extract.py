@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -30,6 +31,8 @@ _BY_NAME: dict[str, Kind] = {
     "date": "date", "total": "number", "subtotal": "number", "amount": "number",
     "price": "number", "tax": "number",
 }  # fmt: skip
+DETAILS = ("text", "page", "boxes", "confidence", "note")
+"""What a table says of each field beside its value, in columns ``NAME_text`` and so on."""
 _AT_TOP = {"$schema", "$id", "title", "description", "type", "properties", "required",
            "additionalProperties"}  # fmt: skip
 _AT_FIELD = {"title", "description", "type", "format", "default", "anyOf", "examples"}
@@ -89,6 +92,11 @@ class Extraction:
         """
         found = {name: own.value for name, own in self.values.items() if own.value is not None}
         return model.model_validate(found)
+
+
+def asked_path(table: Path) -> Path:
+    """The file beside a table that says what was asked."""
+    return table.with_name(f"{table.name}.asked.json")
 
 
 def field_questions(schema: Schema) -> list[FieldQuestion]:

@@ -197,12 +197,12 @@ def run(
     limits: Limits | None = None,
     api_key: str | None = None,
     allow_no_key: bool = False,
-    report: Callable[[str], None] = print,
+    report: Callable[[str, str], None] = lambda url, text: print(text),
 ) -> None:
     """Load a model and serve it until interrupted.
 
     Without an API key, and unless ``allow_no_key`` says that others may ask, only requests to this
-    machine's own names are answered.
+    machine's own names are answered. ``report`` is told the address, and a sentence for people.
 
     Raises:
         ConfigError: an address that others can reach without an API key, or one that is taken.
@@ -232,7 +232,8 @@ def run(
             server_header=False,
         )
         bound_port = listener.getsockname()[1]
-        report(f"serving {name} at http://{shown}:{bound_port}/v1 (Ctrl-C to stop)")
+        url = f"http://{shown}:{bound_port}/v1"
+        report(url, f"serving {name} at {url} (Ctrl-C to stop)")
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listener])
         app.state.generator.wait_until_idle(SHUTDOWN_SECONDS)

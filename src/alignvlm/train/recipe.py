@@ -21,7 +21,7 @@ from ..errors import ConfigError, describe_validation_error, nearest
 class Strict(BaseModel):
     """Frozen, and no key that is not declared."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class SourceBase(Strict):

@@ -34,7 +34,7 @@ class RenderSpec(BaseModel):
     teaches reading rather than guessing.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     layout: Layout
     width: int = Field(392, ge=1, le=10_000)
