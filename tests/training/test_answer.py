@@ -1,6 +1,6 @@
 import pytest
 import torch
-from training.smol.answer import add_changes, answers, prompts_of
+from training.smol.answer import add_changes, answers, one_by_one, prompts_of
 from training.smol.batches import Examples
 from training.smol.sequences import branch, embed
 from training.smol.shards import pack, write
@@ -56,6 +56,7 @@ def test_many_at_once_are_answered_as_one_by_one(model, tmp_path):
     said = answers(model, prompts, 8, tokens=60)  # several batches, padded
     assert said == [greedy(model, prompt, 8) for prompt in alone]
     assert len({tuple(one) for one in said}) > 3
+    assert [ids for n in range(3) for ids in one_by_one(model, examples, n, 8)] == said
 
 
 def test_changes_are_those_of_the_shipped_model(model, tmp_path):

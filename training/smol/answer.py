@@ -8,12 +8,12 @@ Writes ``runs/smol/answers/<task>-<given>.json``; what is there already is not a
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -76,6 +76,31 @@ def answers(model: Any, prompts: list[Tensor], longest: int, tokens: int) -> lis
     return found
 
 
+@torch.inference_mode()
+def one_by_one(model: Any, examples: Examples, number: int, longest: int) -> list[list[int]]:
+    """Greedy answers about one document, which is computed once: the way for a CPU."""
+    from alignvlm.model.outputs import CACHE  # not there where only answers are made, on a card
+
+    weight, end = model.get_input_embeddings().weight, model.generation_config.eos_token_id
+    batch, size = examples.batch([number]), int(examples.length[number])
+    inputs, owner = batch.embed(weight)[0, :size], batch.owner[0, :size]
+    prefix = model(inputs_embeds=inputs[owner == 0][None], use_cache=True, logits_to_keep=1)
+    found = []
+    for question in range(1, int(owner.max()) + 1):
+        cache, said = copy.deepcopy(prefix[CACHE]), []
+        new = inputs[owner == question][None]
+        while len(said) < longest:
+            given = {"inputs_embeds": new, CACHE: cache}
+            out = model(**given, use_cache=True, logits_to_keep=1)
+            token = int(out.logits[0, -1].argmax())
+            if token == end:
+                break
+            said.append(token)
+            new = weight[token][None, None]
+        found.append(said)
+    return found
+
+
 def main() -> None:
     """Answer and write."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -83,6 +108,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, nargs="*", default=[], help="low-rank changes")
     parser.add_argument("--out", type=Path, default=Path("runs/smol"))
     parser.add_argument("--only", nargs="+", metavar="TASK-GIVEN", help="these alone")
+    parser.add_argument("--documents", type=int, help="of each, at most")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tokens", type=int, default=200_000, help="of a batch, about")
     asked = parser.parse_args()
@@ -101,16 +127,19 @@ def main() -> None:
             continue
         about = json.loads((asked.out / "asked" / f"{name}.json").read_text("utf-8"))
         examples = Examples([asked.out / "asked" / f"{name}.npz"], device)
-        prompts = [p for n in range(len(examples)) for p in prompts_of(examples, n, weight)]
+        if asked.documents is not None:
+            about["documents"] = about["documents"][: asked.documents]
+        documents, longest = range(len(about["documents"])), about["max_new_tokens"]
         numbers = [number for one in about["documents"] for number in one["numbers"]]
-        said = answers(model, prompts, about["max_new_tokens"], asked.tokens)
+        if device.type == "cpu":
+            said = [ids for n in documents for ids in one_by_one(model, examples, n, longest)]
+        else:
+            prompts = [p for n in documents for p in prompts_of(examples, n, weight)]
+            said = answers(model, prompts, longest, asked.tokens)
         about["said"] = [[number, ids] for number, ids in zip(numbers, said, strict=True)]
         target.write_text(json.dumps(about), "utf-8")
-        longest = int(np.max([len(p) for p in prompts]))
-        print(
-            f"{name}: {len(prompts)} questions, up to {longest} tokens, "
-            f"{time.monotonic() - start:.1f} s", flush=True,
-        )  # fmt: skip
+        spent = time.monotonic() - start
+        print(f"{name}: {len(said)} questions, {spent:.1f} s", flush=True)
 
 
 if __name__ == "__main__":
