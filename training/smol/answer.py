@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from .batches import Examples
+from .batches import Examples, folder_of
 
 PREFIX = "text."
 
@@ -104,7 +104,7 @@ def one_by_one(model: Any, examples: Examples, number: int, longest: int) -> lis
 def main() -> None:
     """Answer and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--language-model", required=True, help="folder of SmolLM2-135M-Instruct")
+    parser.add_argument("--language-model", type=Path, help="folder of SmolLM2-135M-Instruct")
     parser.add_argument("--weights", type=Path, nargs="*", default=[], help="low-rank changes")
     parser.add_argument("--out", type=Path, default=Path("runs/smol"))
     parser.add_argument("--only", nargs="+", metavar="TASK-GIVEN", help="these alone")
@@ -114,15 +114,16 @@ def main() -> None:
     asked = parser.parse_args()
     device = torch.device(asked.device)
     torch.set_float32_matmul_precision("high")
-    model = AutoModelForCausalLM.from_pretrained(asked.language_model, dtype=torch.float32)
+    folder = folder_of(asked.language_model)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     add_changes(model.model, asked.weights)
     model.to(device).eval()
     weight = model.get_input_embeddings().weight.detach()
-    folder = asked.out / "answers"
-    folder.mkdir(parents=True, exist_ok=True)
+    out = asked.out / "answers"
+    out.mkdir(parents=True, exist_ok=True)
     names = asked.only or [path.stem for path in sorted((asked.out / "asked").glob("*.npz"))]
     for name in names:
-        target, start = folder / f"{name}.json", time.monotonic()
+        target, start = out / f"{name}.json", time.monotonic()
         if target.is_file():
             continue
         about = json.loads((asked.out / "asked" / f"{name}.json").read_text("utf-8"))

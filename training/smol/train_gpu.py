@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import AutoModelForCausalLM
 
-from .batches import Batch, Examples, answer_loss, drift
+from .batches import Batch, Examples, answer_loss, drift, folder_of
 from .shards import KINDS
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -242,7 +242,7 @@ class Run:
 def arguments() -> argparse.Namespace:
     """What is asked for on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--language-model", required=True, help="folder of SmolLM2-135M-Instruct")
+    parser.add_argument("--language-model", type=Path, help="folder of SmolLM2-135M-Instruct")
     parser.add_argument("--shards", type=Path, default=Path("runs/smol/shards"))
     parser.add_argument("--out", type=Path, default=Path("runs/smol"))
     parser.add_argument("--seconds", type=float, default=240)
@@ -269,7 +269,8 @@ def main() -> None:
     files = sorted(path for path in asked.shards.glob("*.npz") if path.stem.isdigit())
     examples = Examples(files, device)
     print(f"{len(examples)} examples, {examples.length.sum():,} tokens", flush=True)
-    model = AutoModelForCausalLM.from_pretrained(asked.language_model, dtype=dtype).to(device)
+    folder = folder_of(asked.language_model)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
     asked.out.mkdir(parents=True, exist_ok=True)
     run = Run(model, examples, asked)
     print(f"{len(run.own)} batches of own answers", flush=True)
