@@ -23,6 +23,7 @@ from ..model.config import AlignVLMConfig
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor, reserved_image_token, space_token_id
 from ..reader import ReaderConfig, ReaderModel
+from ..weights.folder import loaded
 from ..weights.resolve import resolve
 
 READER_CONNECTOR = {"type": "align", "init": "keys", "gamma": 3.0}
@@ -39,12 +40,7 @@ def load_tokenizer(text: str | Path) -> Any:
 
 
 def _loaded(loader: Any, reference: Any, **keys: Any) -> Any:
-    folder = resolve(reference)
-    try:
-        return loader.from_pretrained(folder, **keys)
-    except Exception as error:  # the loaders raise many kinds for a damaged folder
-        lines = str(error).strip().splitlines() or [repr(error)]
-        raise WeightsError(f"{folder}: not a usable model: {lines[0]}") from None
+    return loaded(loader, resolve(reference), **keys)
 
 
 def load_pretrained(
@@ -213,6 +209,6 @@ def _vision_model(vision: Any, config: PreTrainedConfig) -> torch.nn.Module:
         # parts that the weights lack are new
         return _loaded(AutoModel, vision["weights"], config=config)
     if isinstance(vision, dict | PreTrainedConfig):
-        return AutoModel.from_config(config)
-    loaded = _loaded(AutoModel, vision)
-    return getattr(loaded, "vision_model", loaded)
+        return AutoModel.from_config(config, trust_remote_code=False)
+    whole = _loaded(AutoModel, vision)
+    return getattr(whole, "vision_model", whole)

@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from ..errors import WeightsError, nearest
 from ..files import file_sha256
+from .folder import check_folder
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ def resolve(
     name = os.fspath(reference)
     folder = Path(os.path.expanduser(name))
     if name and os.path.isfile(folder / "config.json"):
+        check_folder(folder)
         return folder
     if name in SHIPPED and not os.path.exists(folder):
         # by name: that room stands above this one, and needs it
@@ -164,6 +166,7 @@ def _from_hub(repo_id: str, *, offline: bool, progress: bool) -> Path:
         raise WeightsError(
             f"{repo_id!r} has no config.json with *.safetensors (pickled weights are never loaded)"
         )
+    check_folder(folder)
     return folder
 
 
