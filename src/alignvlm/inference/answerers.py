@@ -25,6 +25,7 @@ from ..processing.processor import (
     reserved_image_token,
     template_errors,
 )
+from ..processing.verbatim import hidden, tokenized, wrapped
 from ..weights.folder import loaded
 from ..weights.resolve import resolve
 from .generate import Generated, generate, generation_settings
@@ -264,17 +265,17 @@ class LanguageModel:
     ) -> list[Generated]:
         """The answers to a batch of user turns."""
         with template_errors():
-            batch = self.tokenizer.apply_chat_template(
-                [[{"role": "user", "content": text}] for text in texts],
+            written = self.tokenizer.apply_chat_template(
+                [wrapped(chat(text, []), self.tokenizer) for text in texts],
                 chat_template=self.chat_template,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-                padding=True,
+                tokenize=False,
                 add_generation_prompt=True,
             )
-        batch = batch.to(self.model.device)
-        prompt = Prompt.of_text(batch["input_ids"], batch["attention_mask"])
+        written = [hidden(text, self.tokenizer) for text in written]
+        # the template writes what a text begins with
+        batch = tokenized(self.tokenizer, written, add_special_tokens=False, verbose=False)
+        ids, mask = (batch[key].to(self.model.device) for key in ("input_ids", "attention_mask"))
+        prompt = Prompt.of_text(ids, mask)
         return generate(self.model, self.tokenizer, prompt, max_new_tokens, guard=guard)
 
 
