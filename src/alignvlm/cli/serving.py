@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -10,6 +13,16 @@ from ..errors import AlignVLMError, ConfigError
 from .options import Model
 
 MIB = 2**20
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Within, SIGTERM (systemd, ``docker stop``) ends the program as Ctrl-C does: in good order."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def serve(
@@ -60,16 +73,17 @@ def serve(
         timeout=timeout,
         allow_urls=allow_urls,
     )
-    run(
-        model,
-        host=host,
-        port=port,
-        name=name,
-        limits=limits,
-        api_key=api_key,
-        allow_no_key=allow_no_key,
-        report=typer.echo,
-    )
+    with _terminated_as_interrupted():
+        run(
+            model,
+            host=host,
+            port=port,
+            name=name,
+            limits=limits,
+            api_key=api_key,
+            allow_no_key=allow_no_key,
+            report=typer.echo,
+        )
 
 
 def demo(
@@ -95,11 +109,12 @@ def demo(
         if error.name != "gradio":
             raise
         raise AlignVLMError("the web page needs gradio: pip install 'alignvlm[ui]'") from None
-    run(
-        model,
-        host=host,
-        port=port,
-        max_pages=max_pages,
-        open_browser=open_,
-        report=lambda line: typer.echo(line),
-    )
+    with _terminated_as_interrupted():
+        run(
+            model,
+            host=host,
+            port=port,
+            max_pages=max_pages,
+            open_browser=open_,
+            report=lambda line: typer.echo(line),
+        )
