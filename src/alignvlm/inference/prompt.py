@@ -29,6 +29,10 @@ Chat = list[dict[str, Any]]
 """Messages of one conversation: each a ``role`` and a ``content`` of texts and images."""
 
 
+USUAL_TOKEN = 16
+"""Characters; where a text has more for each token of the context, they are counted first."""
+
+
 class ContextError(DataError):
     """A prompt that leaves no room for its answer.
 
@@ -202,6 +206,7 @@ def fill_texts(
         batch = processor.image_processor(images, return_tensors="pt").to(model.device)
     grids = batch["image_grids"].tolist() if batch else []
     written = [processor.placeholders(Grid(rows, cols), bool(small)) for rows, cols, small in grids]
+    _check_characters(model, processor, texts, max_new_tokens, names)
     tokens = _tokenized(processor, texts, written, special_tokens)
     inputs = {key: tokens[key].to(model.device) for key in ("input_ids", "attention_mask")}
     counts = [len(own) for own in pages]
@@ -264,6 +269,22 @@ def _check_context(
     for row, new in enumerate(max_new_tokens or ()):
         if lengths[row] + new > limit:
             raise ContextError(names[row] if names else "", lengths[row], new, limit)
+
+
+def _check_characters(
+    model: AlignVLMForConditionalGeneration,
+    processor: AlignVLMProcessor,
+    texts: list[str],
+    max_new_tokens: Sequence[int] | None,
+    names: Sequence[str],
+) -> None:
+    """Megabytes of text, whose tokens would take gigabytes, are refused before they are tokenized:
+    with the fewest tokens that they can be."""
+    if max_new_tokens is None or max(map(len, texts)) <= USUAL_TOKEN * context_length(model):
+        return
+    longest = max(USUAL_TOKEN, *map(len, processor.tokenizer.get_vocab()))
+    fewest = [len(text) // longest for text in texts]
+    _check_context(model, fewest, max_new_tokens, names)
 
 
 def _unread(encoded: Encoded, first: int, end: int) -> bool:
