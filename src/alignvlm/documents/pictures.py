@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
@@ -89,6 +91,7 @@ def open_picture(path: Path, data: bytes | None = None) -> Iterator[Picture]:
     """
     require_file(path, data)
     Image.init()
+    _quiet_libtiff()
     formats = [name for name in FORMATS if name in Image.OPEN]
     with _decoding(path):
         picture = Picture(
@@ -96,6 +99,18 @@ def open_picture(path: Path, data: bytes | None = None) -> Iterator[Picture]:
         )
     with picture.image:
         yield picture
+
+
+@cache
+def _quiet_libtiff() -> None:
+    """libtiff writes what is wrong with a file to stderr, before our one line. It is silenced where
+    it comes with Pillow; a system's own is left alone."""
+    package = Path(Image.__file__).parent
+    for file in [*package.parent.glob("pillow.libs/libtiff*"), *package.glob(".dylibs/libtiff*")]:
+        with suppress(OSError, AttributeError):
+            library = ctypes.CDLL(str(file))
+            library.TIFFSetErrorHandler(None)
+            library.TIFFSetWarningHandler(None)
 
 
 @contextmanager
