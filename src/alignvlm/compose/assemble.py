@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -54,7 +55,18 @@ def load_pretrained(
     model = _loaded(AutoModelForImageTextToText, folder, dtype=dtype)
     if not isinstance(model, AlignVLMForConditionalGeneration):
         raise WeightsError(f"{folder}: a {model.config.model_type!r} model, not an alignvlm model")
-    return model, _loaded(AutoProcessor, folder)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        given = getattr(model.generation_config, name)
+        ids = given if isinstance(given, list) else [given]
+        if not all(i is None or (isinstance(i, int) and abs(i) < 2**31) for i in ids):
+            raise WeightsError(f"{folder}: generation_config.json: {name} is no token id: {given}")
+    processor = _loaded(AutoProcessor, folder)
+    try:  # settings that do not fit show when they are used
+        processor(images=[Image.new("RGB", (8, 8), "white")], text=processor.image_token)
+    except Exception as error:
+        line = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise WeightsError(f"{folder}: its processor does not work: {line}") from None
+    return model, processor
 
 
 def vision_config(vision: str | Path | dict[str, Any] | PreTrainedConfig) -> PreTrainedConfig:

@@ -4,6 +4,7 @@ unpickled, and lies in it."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ READ = (".safetensors", ".json", ".txt", ".model", ".jinja")
 """Suffixes of the files that are read."""
 TEMPLATES = "additional_chat_templates"
 """The one folder within a model folder of which files are read."""
+MOST_LAYERS = 1024
+"""Or experts, of a model."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -80,6 +83,7 @@ def loaded(loader: Any, folder: Path, **keys: Any) -> Any:
             )
         if not any(folder.glob("*.safetensors")):
             raise _no_weights(folder)
+        _check_layers(folder)
         keys["use_safetensors"] = True
     try:
         return loader.from_pretrained(folder, trust_remote_code=False, **keys)
@@ -91,6 +95,24 @@ def loaded(loader: Any, folder: Path, **keys: Any) -> Any:
                 "use a model that transformers knows"
             ) from None
         raise WeightsError(f"{folder}: not a usable model: {lines[0]}") from None
+
+
+def _check_layers(folder: Path) -> None:
+    """A config may ask for a billion layers, which would be made before weights are missed."""
+
+    def walk(value: Any) -> Iterator[tuple[str, Any]]:
+        for key, inner in value.items():
+            yield key, inner
+            if isinstance(inner, dict):
+                yield from walk(inner)
+
+    try:
+        found = list(walk(json.loads((folder / "config.json").read_text("utf-8"))))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return  # the loader says it
+    for key, value in found:
+        if isinstance(value, int) and value > MOST_LAYERS and re.search("layer|depth|expert", key):
+            raise WeightsError(f"{folder}: config.json: {key} is {value}, more than {MOST_LAYERS}")
 
 
 def _no_weights(folder: Path) -> WeightsError:
