@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -21,11 +22,23 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+FULL = ("No space left", "os error 28", "PytorchStreamWriter", "inline_container.cc")
+"""How safetensors and torch say that a disk is full, in errors of their own."""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that a disk is full, also where a library says it in words."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOSPC or FULL[0] in str(error)
+    return any(words in str(error) for words in FULL)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A new path beside ``path`` to write a file or fill a folder at, which then takes its place.
 
-    Where the block raises, what it wrote is removed and ``path`` is as it was.
+    Where the block raises, what it wrote is removed and ``path`` is as it was. A full disk is an
+    ``OSError``, whichever library met it.
 
     Example:
         >>> with replacing(Path("answers.json")) as partial:
@@ -45,11 +58,13 @@ def replacing(path: Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
         else:
             partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
         else:
             partial.unlink(missing_ok=True)
+        if is_disk_full(error) and not isinstance(error, OSError):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
 
 

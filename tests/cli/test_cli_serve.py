@@ -22,7 +22,8 @@ from alignvlm.serve import server
 from alignvlm.serve.server import is_loopback, model_name
 
 
-def test_a_process_serves_until_it_is_interrupted(tiny_model_dir):
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_serves_until_it_is_told_to_end(tiny_model_dir, end):
     command = [sys.executable, "-m", "alignvlm", "serve", str(tiny_model_dir), "--port", "0"]
     environment = {**os.environ, "ALIGNVLM_API_KEY": "s3cret", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -44,9 +45,37 @@ def test_a_process_serves_until_it_is_interrupted(tiny_model_dir):
             assert client.chat.completions.create(**keys, max_tokens=3).usage
             with pytest.raises(openai.BadRequestError, match="limit of 50"):
                 client.chat.completions.create(**keys, max_tokens=51)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(end)
         out, err = process.communicate(timeout=60)
         assert (process.returncode, out, err) == (0, "", "")
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_the_web_page_ends_in_good_order_and_forgets_uploads(tiny_model_dir, tmp_path, end):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "alignvlm", "demo", str(tiny_model_dir)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.search(r"http://127\.0\.0\.1:\d+/", line)
+        assert found, line or process.stderr.read()  # type: ignore[union-attr]
+        files = {"files": ("secret.png", b"of a visitor")}
+        sent = httpx.post(found[0] + "gradio_api/upload", files=files, timeout=60)
+        assert sent.status_code == 200
+        assert list(tmp_path.rglob("secret.png"))
+        process.send_signal(end)
+        out, _ = process.communicate(timeout=60)
+        assert (process.returncode, out) == (0, "")
+        assert not list(tmp_path.rglob("secret.png"))
     finally:
         process.kill()
         process.wait()

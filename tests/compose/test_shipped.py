@@ -70,6 +70,30 @@ def test_smol_is_the_reader_and_a_language_model_changed(monkeypatch, tmp_path, 
     torch.testing.assert_close(weight.detach(), plain.get_submodule(name).weight.detach() + b @ a)
 
 
+def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):
+    """What is complete in it is used, anything else is one line; killed runs' leftovers go."""
+    monkeypatch.setenv("ALIGNVLM_HOME", str(tmp_path))
+
+    def write(source, given, folder, offline, progress) -> None:
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+
+    def refuse(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(shipped, "_write", write)
+    left = tmp_path / "shipped" / "smol.0123abcd.partial"
+    left.mkdir(parents=True)
+    folder = shipped.build("smol")
+    assert not left.exists()
+    monkeypatch.setattr(shipped, "FileLock", refuse)
+    assert shipped.build("smol") == folder
+    (folder / shipped.STAMP).unlink()
+    with pytest.raises(WeightsError, match=r"Read-only file system; set ALIGNVLM_HOME") as caught:
+        shipped.build("smol")
+    assert "\n" not in str(caught.value)
+
+
 def test_low_rank_changes_are_added():
     model = torch.nn.Sequential(torch.nn.Linear(6, 4, bias=False))
     before = model[0].weight.detach().clone()

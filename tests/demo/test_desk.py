@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from alignvlm.demo.desk import MAX_NEW_TOKENS, Desk, OpenDocument
 from alignvlm.demo.overlay import NOISE_SEED, PageView
 from alignvlm.inference.ask import Answer, ask
 from alignvlm.inference.noise import Noise
+from alignvlm.inference.stopping import Stopped
 
 QUESTION = "What is the total?"
 
@@ -72,3 +74,34 @@ def test_noise_and_fewer_ids_encode_it_anew(desk, document, encoded):
     assert noisy == wanted.text
     assert len({clean, noisy, pruned}) > 1
     assert answered(desk, document, False, 0.0, 0) == clean
+
+
+@pytest.mark.parametrize("how", ["stop", "leave", "close"])
+def test_reading_ends_when_nobody_waits(desk, document, how):
+    layers = 0
+
+    def slowly(*_: Any) -> None:
+        nonlocal layers
+        layers += 1
+        time.sleep(1)
+
+    layer = desk.model.model.vision_model.encoder.layers[0]
+    layer.register_forward_hook(slowly)
+    began = time.monotonic()
+    parts = desk.stream(document, QUESTION, True, 0.0, 0)
+    assert next(parts) == ""  # a sign of life while the page is read
+    if how == "leave":
+        parts.close()
+    else:
+        document.stop.set() if how == "stop" else desk.close(0)
+        assert [part for part in parts if part] == []
+    assert layers == 1 and time.monotonic() - began < 5
+    assert not desk.turn.locked()
+
+
+def test_a_visitor_stops_waiting_for_the_model(desk, document):
+    with desk.turn:
+        document.stop.set()
+        assert [part for part in desk.stream(document, QUESTION, True, 0.0, 0) if part] == []
+        with pytest.raises(Stopped):
+            desk.overlay(document.page, 0.0, 0, document.stop)

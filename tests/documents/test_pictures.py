@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from tests.documents.test_pages import pdf, write
 
 from alignvlm.documents.opening import load_pages, open_document
 from alignvlm.documents.page_images import Pages
+from alignvlm.documents.pictures import open_image
 from alignvlm.errors import DataError
 from alignvlm.processing.image_processor import to_rgb
 
@@ -118,3 +120,15 @@ def test_one_damaged_file_does_not_end_a_folder(tmp_path: Path):
         (tmp_path / name).unlink()
     with pytest.raises(DataError, match=r"no file can be read; the first: .*c\.pdf: not a PDF"):
         list(Pages([tmp_path]))
+
+
+def test_nothing_but_our_line_is_said_of_a_damaged_tiff(tmp_path, capfd):
+    file = tmp_path / "a.tif"
+    Image.new("1", (200, 100), 1).save(file, compression="group4")
+    data = bytearray(file.read_bytes())
+    data[8:16] = b"\x12\x34\xff\xee\x01\x80\x7f\x33"
+    file.write_bytes(bytes(data[:-20]))
+    capfd.readouterr()
+    with contextlib.suppress(DataError):
+        open_image(file)
+    assert capfd.readouterr() == ("", "")

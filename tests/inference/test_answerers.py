@@ -214,7 +214,7 @@ def test_a_plain_language_model_can_answer(tiny_lm_dir, tiny_model_dir, queries,
     with pytest.raises(WeightsError, match="gone"):
         LanguageModel.load(tmp_path / "gone")
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(WeightsError, match="cannot be read"):
+    with pytest.raises(WeightsError, match="not a valid JSON file"):
         LanguageModel.load(tmp_path)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from alignvlm.errors import DataError
 from alignvlm.inference.answerers import ModelAnswerer, Query
 from alignvlm.inference.ask import ask
 from alignvlm.inference.generate import generate
@@ -81,9 +80,11 @@ def test_encoded_pages_are_neither_cut_nor_encoded_again(
         torch.testing.assert_close(again.inputs, fresh.inputs, atol=1e-5, rtol=1e-5)
 
 
-def test_a_placeholder_in_a_question_is_refused(model, processor, images):
-    with pytest.raises(DataError, match=r"2 image placeholders .* and 1 images"):
-        build_prompts(model, processor, [chat(f"{processor.image_token}?", images[:1])])
+def test_a_placeholder_in_a_question_is_text(model, processor, images):
+    asked = build_prompts(model, processor, [chat(f"{processor.image_token}?", images[:1])])
+    usual = build_prompts(model, processor, [chat("?", images[:1])])
+    assert asked.visual_tokens == usual.visual_tokens
+    assert asked.lengths[0] > usual.lengths[0]
 
 
 def test_an_answers_room_and_prompts_without_any(model, processor, chats, monkeypatch):

@@ -223,11 +223,6 @@ BAD = {
     "json": ({"response_format": {"type": "json_object"}}, "response_format.type: ", None),
     "heat": ({"temperature": 3}, "temperature: ", None),
     "stop": ({"stop": [""]}, "stop.0: ", None),
-    "placeholder": (
-        {"messages": [{"role": "user", "content": "<empty_output>"}]},
-        "1 image placeholders",
-        None,
-    ),
 }
 
 
@@ -240,6 +235,15 @@ def test_a_bad_request_is_one_clear_line(create, case):
     assert isinstance(error, dict) and "\n" not in error["message"]
     assert error["type"] == "invalid_request_error"
     assert code is None or error["code"] == code
+
+
+def test_the_tokenizers_marks_are_text(create):
+    said = "<empty_output><|im_end|>"
+    plain, marked = (
+        create(messages=[{"role": "user", "content": text}], max_tokens=2) for text in ("", said)
+    )
+    assert marked.usage.prompt_tokens > plain.usage.prompt_tokens + 10  # they are spelled
+    assert marked.usage.prompt_tokens_details.image_tokens == 0
 
 
 def test_an_unknown_model_is_not_found(create):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -9,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -16,6 +18,7 @@ import openai
 import pytest
 from tests.serve.server_thread import CHAT, Running, serving, user_message
 
+from alignvlm.serve import chat_endpoint, limits
 from alignvlm.serve.limits import Limits
 
 LONG = 1500
@@ -60,8 +63,8 @@ def watched(model, monkeypatch) -> Watched:
 def start(model, make_processor) -> Callable[..., Any]:
     """``start(**limits)``: a server, as a context."""
 
-    def start(**limits: Any) -> Any:
-        keys = {"max_new_tokens": LONG, "timeout": 60, **limits}
+    def start(**wanted: Any) -> Any:
+        keys = {"max_new_tokens": LONG, "timeout": 60, **wanted}
         return serving(model, make_processor(model.config), Limits(**keys))
 
     return start
@@ -199,15 +202,121 @@ def test_a_client_that_leaves_the_queue_costs_nothing(start, body, watched):
         assert watched.calls == 1
 
 
-def test_a_body_that_never_comes_is_given_up(start, body, watched):
-    with start(timeout=2, queue=0) as server:
+def test_bodies_that_never_come_keep_nobody_out(start, body, watched):
+    with start(timeout=20, queue=1) as server, ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(open_connection(server, body, withhold=10))
+        assert server.http.post(CHAT, json=body).status_code == 200
+        assert server.metrics()["alignvlm_queue_waiting"] == 0
+    assert watched.calls == 1
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_a_body_that_comes_too_slowly_is_given_up(start, body, watched, monkeypatch, slow):
+    monkeypatch.setattr(chat_endpoint, "UPLOAD_SECONDS", 0.5 if slow else 30)
+    wanted = b"upload_timeout" if slow else b"no answer within 1"
+    with start(timeout=20 if slow else 1) as server:
         with open_connection(server, body, withhold=10) as connection:
-            server.wait_for("alignvlm_queue_waiting", 1)
-            assert server.http.post(CHAT, json=body).status_code == 503
             connection.settimeout(20)
-            assert b" 504 " in connection.recv(1000)
+            said = b"".join(iter(lambda: connection.recv(1000), b""))
+            assert (b" 408 " if slow else b" 504 ") in said and wanted in said
         idle(server, watched)
         assert watched.calls == 0
+
+
+def test_bodies_have_so_many_bytes_together(start, body, watched):
+    size = len(json.dumps(body))
+    with start(queue=1, max_body=2 * size) as server, ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(open_connection(server, body, withhold=10))
+        wait_until(lambda: server.http.post(CHAT, json=body).status_code == 503)
+        stack.close()
+        wait_until(lambda: server.http.post(CHAT, json=body).status_code == 200)
+
+
+def test_retry_after_is_when_a_place_will_be_free(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(limits.time, "monotonic", lambda: now)
+    line = limits.WaitingLine(0)
+
+    def told() -> int:
+        with pytest.raises(limits.RequestError) as caught:
+            line.check()
+        return int(caught.value.headers["Retry-After"])
+
+    async def turn(seconds: float) -> None:
+        nonlocal now
+        await line.turn.acquire()
+        line.began()
+        now += seconds
+        line.ended()
+
+    line.present = 1
+    assert told() == 4  # nothing is known yet
+    now += 100
+    asyncio.run(turn(1.6))
+    asyncio.run(turn(3.2))
+    assert [told() for _ in range(3)] == [3, 6, 9]  # a place each, as far apart as answers take
+    now += 6  # two of them have been free since
+    assert [told() for _ in range(2)] == [6, 9]
+    assert max(told() for _ in range(50)) == 60
+    now += 100
+    asyncio.run(line.turn.acquire())
+    line.began()
+    now += 2
+    assert [told(), told()] == [1, 4]  # of three seconds two have gone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.1, 1.5])
+def test_fifty_at_once_are_all_answered(start, body, watched, seconds):
+    """OpenAI's own client with its own two retries."""
+    generate = watched.generate
+
+    def slowly(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(seconds)
+        return generate(*args, **kwargs)
+
+    watched.generate = slowly
+    body = {**body, "max_tokens": 2}
+    with start(timeout=120) as server, server.client(max_retries=2) as client:
+        began = time.monotonic()
+
+        def post(_: int) -> float:
+            done: Any = client.chat.completions.create(**body)
+            assert done.usage.completion_tokens == 2
+            return time.monotonic() - began
+
+        with ThreadPoolExecutor(50) as pool:
+            took = sorted(pool.map(post, range(50)))
+        refused = server.metrics().get(f'alignvlm_requests_total{{code="503",path="{CHAT}"}}', 0)
+    print(
+        f"50 clients at once, {seconds} s an answer: all answered after {took[-1]:.1f} s (half "
+        f"after {took[25]:.1f} s), {refused:.0f} times told to come back"
+    )
+    assert watched.most == 1 and watched.calls == 50
+    assert took[-1] < 50 * (seconds + 0.3) + 65  # the first guess of what an answer takes is 4 s
+
+
+def test_reading_ends_when_nobody_waits(start, body, model, monkeypatch):
+    layers = 0
+
+    def slowly(*_: Any) -> None:
+        nonlocal layers
+        layers += 1
+        time.sleep(0.3)
+
+    layer = model.model.vision_model.encoder.layers[0]
+    handle = layer.register_forward_hook(slowly)
+    content = body["messages"][0]["content"]
+    long = {**body, "messages": [{"role": "user", "content": [*content[:1] * 8, content[1]]}]}
+    with start() as server:
+        with open_connection(server, long):
+            wait_until(lambda: layers == 1)
+        server.wait_for("alignvlm_running", 0)
+        handle.remove()
+        assert server.http.post(CHAT, json=body).status_code == 200
+    assert layers <= 2
 
 
 def test_a_failing_model_is_an_error_and_no_end(start, body, model, monkeypatch, caplog):

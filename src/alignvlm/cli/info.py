@@ -126,13 +126,11 @@ def model_info(reference: str) -> dict[str, Any]:
 
     from ..model.config import AlignVLMConfig
     from ..model.generation import AlignVLMForConditionalGeneration
+    from ..weights.folder import loaded
     from ..weights.resolve import resolve
 
     folder = resolve(reference)
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except Exception as error:
-        raise WeightsError(f"{folder}: config.json cannot be read: {error}") from None
+    config = loaded(AutoConfig, folder)
     if not isinstance(config, AlignVLMConfig):
         raise WeightsError(f"{folder}: a {config.model_type!r} model, not an alignvlm model")
     with torch.device("meta"):

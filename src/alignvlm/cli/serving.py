@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -11,6 +13,16 @@ from ..errors import AlignVLMError, ConfigError
 from .options import MAX_PAGES, Host, Json, MaxPages, Model, emit, number
 
 MIB = 2**20
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Within, SIGTERM (systemd, ``docker stop``) ends the program as Ctrl-C does: in good order."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def serve(
@@ -67,16 +79,17 @@ def serve(
         timeout=timeout,
         allow_urls=allow_urls,
     )
-    run(
-        model,
-        host=host,
-        port=port,
-        name=name,
-        limits=limits,
-        api_key=api_key,
-        allow_no_key=allow_no_key,
-        report=_announce(json_),
-    )
+    with _terminated_as_interrupted():
+        run(
+            model,
+            host=host,
+            port=port,
+            name=name,
+            limits=limits,
+            api_key=api_key,
+            allow_no_key=allow_no_key,
+            report=_announce(json_),
+        )
 
 
 def _announce(as_json: bool) -> Callable[[str, str], None]:
@@ -108,11 +121,12 @@ def demo(
         if error.name != "gradio":
             raise
         raise AlignVLMError("the web page needs gradio: pip install 'alignvlm[ui]'") from None
-    run(
-        model,
-        host=host,
-        port=port,
-        max_pages=max_pages,
-        open_browser=open_,
-        report=_announce(json_),
-    )
+    with _terminated_as_interrupted():
+        run(
+            model,
+            host=host,
+            port=port,
+            max_pages=max_pages,
+            open_browser=open_,
+            report=lambda line: typer.echo(line),
+        )

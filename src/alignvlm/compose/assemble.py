@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -23,6 +24,7 @@ from ..model.config import AlignVLMConfig
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor, reserved_image_token, space_token_id
 from ..reader import ReaderConfig, ReaderModel
+from ..weights.folder import loaded
 from ..weights.resolve import resolve
 
 READER_CONNECTOR = {"type": "align", "init": "keys", "gamma": 3.0}
@@ -39,12 +41,7 @@ def load_tokenizer(text: str | Path) -> Any:
 
 
 def _loaded(loader: Any, reference: Any, **keys: Any) -> Any:
-    folder = resolve(reference)
-    try:
-        return loader.from_pretrained(folder, **keys)
-    except Exception as error:  # the loaders raise many kinds for a damaged folder
-        lines = str(error).strip().splitlines() or [repr(error)]
-        raise WeightsError(f"{folder}: not a usable model: {lines[0]}") from None
+    return loaded(loader, resolve(reference), **keys)
 
 
 def load_pretrained(
@@ -58,7 +55,18 @@ def load_pretrained(
     model = _loaded(AutoModelForImageTextToText, folder, dtype=dtype)
     if not isinstance(model, AlignVLMForConditionalGeneration):
         raise WeightsError(f"{folder}: a {model.config.model_type!r} model, not an alignvlm model")
-    return model, _loaded(AutoProcessor, folder)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        given = getattr(model.generation_config, name)
+        ids = given if isinstance(given, list) else [given]
+        if not all(i is None or (isinstance(i, int) and abs(i) < 2**31) for i in ids):
+            raise WeightsError(f"{folder}: generation_config.json: {name} is no token id: {given}")
+    processor = _loaded(AutoProcessor, folder)
+    try:  # settings that do not fit show when they are used
+        processor(images=[Image.new("RGB", (8, 8), "white")], text=processor.image_token)
+    except Exception as error:
+        line = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise WeightsError(f"{folder}: its processor does not work: {line}") from None
+    return model, processor
 
 
 def vision_config(vision: str | Path | dict[str, Any] | PreTrainedConfig) -> PreTrainedConfig:
@@ -213,6 +221,6 @@ def _vision_model(vision: Any, config: PreTrainedConfig) -> torch.nn.Module:
         # parts that the weights lack are new
         return _loaded(AutoModel, vision["weights"], config=config)
     if isinstance(vision, dict | PreTrainedConfig):
-        return AutoModel.from_config(config)
-    loaded = _loaded(AutoModel, vision)
-    return getattr(loaded, "vision_model", loaded)
+        return AutoModel.from_config(config, trust_remote_code=False)
+    whole = _loaded(AutoModel, vision)
+    return getattr(whole, "vision_model", whole)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import WeightsError
-from ..files import file_sha256
+from ..files import file_sha256, replacing
 from ..weights.resolve import SHIPPED, resolve, shipped_folder
 from .assemble import compose
 
@@ -61,16 +61,23 @@ def build(name: str, *, offline: bool = False, progress: bool = True) -> Path:
     settings = json.loads((source / SETTINGS).read_text("utf-8"))
     reader = file_sha256(find(READER, "config.json") / "model.safetensors")
     stamp = {"sha256": file_sha256(source / WEIGHTS), "reader": reader, "form": FORM, **settings}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.parent / f"{name}.lock"):
-        if _stamp_of(target) == stamp:
-            return target
-        partial = target.with_name(f"{name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        _write(source, settings, partial, offline, progress)
-        (partial / STAMP).write_text(json.dumps(stamp), "utf-8")
-        shutil.rmtree(target, ignore_errors=True)
-        partial.replace(target)
+    if _stamp_of(target) == stamp:  # also where the cache cannot be written
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.parent / f"{name}.lock"):
+            if _stamp_of(target) == stamp:
+                return target
+            for left in target.parent.glob(f"{name}.*partial*"):  # of a run that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            with replacing(target) as partial:
+                _write(source, settings, partial, offline, progress)
+                (partial / STAMP).write_text(json.dumps(stamp), "utf-8")
+    except OSError as error:
+        why = error.strerror or error
+        raise WeightsError(
+            f"cannot write {target}: {why}; set ALIGNVLM_HOME to a writable folder with 2 GB free"
+        ) from None
     return target
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from queue import Empty
 from typing import Any
 
 from torch import Tensor
@@ -15,12 +16,15 @@ from ..connectors import AlignConnector
 from ..inference.ask import Answer, ask
 from ..inference.noise import Noise
 from ..inference.prompt import together
+from ..inference.stopping import Stopped, stoppable
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor
 from ..vocabulary.usage import pruned_to
 from .overlay import NOISE_SEED, PageView, compare, payload
 
 MAX_NEW_TOKENS = 128
+HEARTBEAT = 0.5
+"""Seconds between two looks at whether a visitor still waits."""
 
 
 @dataclass
@@ -64,14 +68,47 @@ class Desk:
         connector = model.model.connector
         self.ids = connector.w2.out_features if isinstance(connector, AlignConnector) else 0
         """Ids of P_vocab; 0 for another connector than ALIGN, which reads no words."""
+        self.closed = threading.Event()
 
     def kept(self, halved: int) -> int:
         """Ids left after so many halvings."""
         return max(1, self.ids >> int(halved))
 
-    def overlay(self, view: PageView, sigma: float, halved: int) -> dict[str, Any]:
-        """What ``overlay.js`` draws."""
-        with self.turn:
+    def close(self, seconds: float = 5.0) -> None:
+        """End what is under way: a thread inside torch must not outlive Python."""
+        self.closed.set()
+        if self.turn.acquire(timeout=seconds):
+            self.turn.release()
+
+    @contextmanager
+    def _own_turn(self, stop: threading.Event) -> Iterator[None]:
+        """The model for one visitor, until ``stop`` is set.
+
+        Raises:
+            Stopped: it was, before the model was free or while it worked.
+        """
+
+        def stopped() -> bool:
+            return stop.is_set() or self.closed.is_set()
+
+        while not self.turn.acquire(timeout=HEARTBEAT):
+            if stopped():
+                raise Stopped("stopped before its turn")
+        try:
+            with stoppable(self.model, stopped):
+                yield
+        finally:
+            self.turn.release()
+
+    def overlay(
+        self, view: PageView, sigma: float, halved: int, stop: threading.Event | None = None
+    ) -> dict[str, Any]:
+        """What ``overlay.js`` draws.
+
+        Raises:
+            Stopped: ``stop`` was set.
+        """
+        with self._own_turn(stop or threading.Event()):
             keep = self.kept(halved)
             read = compare(self.model, self.processor, view, sigma=sigma, keep=keep)
         return payload(read, self.processor.tokenizer)
@@ -79,21 +116,26 @@ class Desk:
     def stream(
         self, document: OpenDocument, question: str, everything: bool, sigma: float, halved: int
     ) -> Iterator[str | Answer]:
-        """The answer so far, each time it has grown, and at last the whole :class:`Answer`.
+        """The answer so far, each time it has grown and at least every :data:`HEARTBEAT` seconds,
+        so that a visitor who leaves is noticed while pages are read; at last the whole
+        :class:`Answer`, unless it was stopped before it had begun.
 
         Raises:
             AlignVLMError: a page cannot be used.
         """
         views = document.pages if everything else [document.page]
         streamer = TextIteratorStreamer(
-            self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True
+            self.processor.tokenizer,
+            skip_prompt=True,
+            skip_special_tokens=True,
+            timeout=HEARTBEAT,
         )
         outcome: list[Answer | BaseException] = []
 
         def work() -> None:
             try:
                 stop = _StopWhen(document.stop)
-                with self.turn:
+                with self._own_turn(document.stop):
                     answer = self._ask(
                         document.page, views, question, sigma, halved, streamer, stop
                     )
@@ -107,14 +149,19 @@ class Desk:
         thread.start()
         said = ""
         try:
-            for piece in streamer:
-                said += piece
+            while True:
+                with suppress(Empty):
+                    said += next(streamer)
                 yield said
+        except StopIteration:
+            pass
         except GeneratorExit:  # the visitor has gone
             document.stop.set()
             raise
         finally:
             thread.join()
+        if isinstance(outcome[0], Stopped):
+            return
         if isinstance(outcome[0], BaseException):
             raise outcome[0]
         yield outcome[0]

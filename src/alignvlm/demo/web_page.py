@@ -6,9 +6,11 @@ sent to, anywhere else.
 
 from __future__ import annotations
 
+import contextlib
 import html
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
@@ -137,7 +139,7 @@ class WebPage:
                         lines.append(_told(part))
                     else:
                         said[place] = part
-                        yield (*said, _notice("Answering …"), busy)
+                        yield (*said, _notice("Answering …" if part else "Thinking …"), busy)
                 if document.stop.is_set():
                     lines.append("stopped")
                     break
@@ -340,9 +342,11 @@ def run(
         WeightsError: no such model.
         AlignVLMError: the address cannot be used.
     """
-    model, processor = load_model(reference)
-    page = WebPage(Desk(model, processor), Path(reference).name, max_pages).build()
-    with tempfile.TemporaryDirectory(prefix="alignvlm-demo-") as uploads:
+    desk = Desk(*load_model(reference))
+    page = WebPage(desk, Path(reference).name, max_pages).build()
+    with tempfile.TemporaryDirectory(
+        prefix="alignvlm-demo-", ignore_cleanup_errors=True
+    ) as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads  # what was dropped goes when the page does
         try:
             _, url, _ = page.launch(
@@ -364,6 +368,8 @@ def run(
             ) from None
         try:
             report(url, f"the page is at {url} (Ctrl-C ends it)")
-            page.block_thread()
+            with contextlib.suppress(KeyboardInterrupt):
+                threading.Event().wait()
         finally:
-            page.close()
+            desk.close()
+            page.close(verbose=False)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
@@ -21,6 +23,10 @@ PICTURE_SUFFIXES = (
     ".pgm", ".ppm", ".pnm", ".jp2", ".avif",
 )  # fmt: skip
 """How files of these formats are usually called."""
+MAX_SIDE = 65_535
+"""Px; JPEG's own limit. A picture of one column takes seconds and gigabytes to decode."""
+MAX_FRAMES = 10_000
+"""Pages of a TIFF."""
 SUBFILE, REDUCED = 254, 1
 """TIFF's tag for what a frame is, and the bit that says a smaller copy of another one."""
 
@@ -40,7 +46,7 @@ class Picture:
 
     def __init__(self, path: Path, image: Image.Image) -> None:
         self.path, self.image = path, image
-        self.frames = _frames(image) if image.format == "TIFF" else [0]
+        self.frames = _frames(path, image) if image.format == "TIFF" else [0]
         self.count = len(self.frames)
 
     def scale(self, index: int, dpi: float, max_pixels: int) -> None:
@@ -60,16 +66,17 @@ class Picture:
             return to_rgb(self.image).copy()
 
 
-def _frames(image: Image.Image) -> list[int]:
+def _frames(path: Path, image: Image.Image) -> list[int]:
     """Frames of a TIFF that are pages; thumbnails of others are none."""
-    every = range(getattr(image, "n_frames", 1))
-    whole = []
-    for index in every:
-        image.seek(index)
-        if not image.tag_v2.get(SUBFILE, 0) & REDUCED:  # type: ignore[attr-defined]
-            whole.append(index)
+    whole, count = [], 0
+    with suppress(EOFError):
+        for count in range(MAX_FRAMES + 1):
+            image.seek(count)
+            if not image.tag_v2.get(SUBFILE, 0) & REDUCED:  # type: ignore[attr-defined]
+                whole.append(count)
+        raise DataError(f"{path}: more than {MAX_FRAMES} pages")
     image.seek(0)
-    return whole or list(every)
+    return whole or list(range(count))
 
 
 @contextmanager
@@ -84,6 +91,7 @@ def open_picture(path: Path, data: bytes | None = None) -> Iterator[Picture]:
     """
     require_file(path, data)
     Image.init()
+    _quiet_libtiff()
     formats = [name for name in FORMATS if name in Image.OPEN]
     with _decoding(path):
         picture = Picture(
@@ -91,6 +99,18 @@ def open_picture(path: Path, data: bytes | None = None) -> Iterator[Picture]:
         )
     with picture.image:
         yield picture
+
+
+@cache
+def _quiet_libtiff() -> None:
+    """libtiff writes what is wrong with a file to stderr, before our one line. It is silenced where
+    it comes with Pillow; a system's own is left alone."""
+    package = Path(Image.__file__).parent
+    for file in [*package.parent.glob("pillow.libs/libtiff*"), *package.glob(".dylibs/libtiff*")]:
+        with suppress(OSError, AttributeError):
+            library = ctypes.CDLL(str(file))
+            library.TIFFSetErrorHandler(None)
+            library.TIFFSetWarningHandler(None)
 
 
 @contextmanager
@@ -121,8 +141,10 @@ def require_file(path: Path, data: bytes | None = None) -> None:
 
 
 def check_pixels(path: Path, width: int, height: int, max_pixels: int) -> None:
-    """Raise :class:`DataError` where a page would have more than ``max_pixels``."""
+    """Raise :class:`DataError` where a page would have too many pixels, or too long a side."""
     if width * height > max_pixels:
         raise DataError(
             f"{path}: {width} x {height} pixels is more than the limit of {max_pixels} pixels"
         )
+    if max(width, height) > MAX_SIDE:
+        raise DataError(f"{path}: {width} x {height} pixels: a side is more than {MAX_SIDE} pixels")

@@ -20,11 +20,13 @@ from ..compose.assemble import load_pretrained
 from ..errors import ConfigError, WeightsError
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor
+from ..weights.folder import check_folder, loaded
 from ..weights.resolve import resolve
 
 TEXT = "model.language_model"
 CONNECTOR = "model.connector"
 VISION = "model.vision_model"
+ADAPTER = "adapter_model.safetensors"
 
 
 def require_peft() -> Any:
@@ -153,6 +155,9 @@ def load_adapted(
     from peft import PeftModel
 
     folder = Path(folder).expanduser()
+    if (folder / "adapter_config.json").is_file() and not (folder / ADAPTER).is_file():
+        raise WeightsError(f"{folder}: no {ADAPTER} in it (pickled weights are never loaded)")
+    check_folder(folder)
     named = base_of(folder) if base is None else os.fspath(base)
     try:
         root = resolve(named)
@@ -167,6 +172,6 @@ def load_adapted(
         lines = str(error).strip().splitlines() or [repr(error)]
         raise WeightsError(f"{folder} does not fit {named}: {lines[0]}") from None
     if (folder / "processor_config.json").is_file():
-        processor = AutoProcessor.from_pretrained(folder)
+        processor = loaded(AutoProcessor, folder)
     adapted: Any = wrapped.merge_and_unload() if merge else wrapped  # type: ignore[operator]
     return adapted.eval(), processor

@@ -15,11 +15,18 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..compose.assemble import load_pretrained, load_tokenizer
-from ..errors import ConfigError, WeightsError
+from ..errors import ConfigError
 from ..files import file_sha256
 from ..model.config import AlignVLMConfig
 from ..model.generation import AlignVLMForConditionalGeneration
-from ..processing.processor import AlignVLMProcessor, chat_template_for, reserved_image_token
+from ..processing.processor import (
+    AlignVLMProcessor,
+    chat_template_for,
+    reserved_image_token,
+    template_errors,
+)
+from ..processing.verbatim import hidden, tokenized, wrapped
+from ..weights.folder import loaded
 from ..weights.resolve import resolve
 from .generate import Generated, generate, generation_settings
 from .loading import default_device, default_dtype
@@ -228,20 +235,13 @@ class LanguageModel:
         folder = resolve(reference)
         device = default_device()
         dtype = dtype or default_dtype(device)
-        try:
-            config = AutoConfig.from_pretrained(folder)
-        except Exception as error:  # the loaders raise many kinds for a damaged folder
-            raise WeightsError(f"{folder}: config.json cannot be read: {error}") from None
+        config = loaded(AutoConfig, folder)
         weights = Weights.of(reference)
         if isinstance(config, AlignVLMConfig):
             model, processor = load_pretrained(folder, dtype)
             return cls.of(model.to(device), processor, weights)  # type: ignore[arg-type]
         tokenizer = load_tokenizer(folder)
-        try:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-        except Exception as error:
-            line = (str(error).strip().splitlines() or [repr(error)])[0]
-            raise WeightsError(f"{folder}: not a usable language model: {line}") from None
+        model = loaded(AutoModelForCausalLM, folder, dtype=dtype)
         template = chat_template_for(tokenizer, reserved_image_token(tokenizer))
         return cls(model.eval().to(device), tokenizer, template, weights)
 
@@ -264,17 +264,18 @@ class LanguageModel:
         self, texts: Sequence[str], max_new_tokens: Sequence[int], *, guard: bool
     ) -> list[Generated]:
         """The answers to a batch of user turns."""
-        batch = self.tokenizer.apply_chat_template(
-            [[{"role": "user", "content": text}] for text in texts],
-            chat_template=self.chat_template,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            padding=True,
-            add_generation_prompt=True,
-        )
-        batch = batch.to(self.model.device)
-        prompt = Prompt.of_text(batch["input_ids"], batch["attention_mask"])
+        with template_errors():
+            written = self.tokenizer.apply_chat_template(
+                [wrapped(chat(text, []), self.tokenizer) for text in texts],
+                chat_template=self.chat_template,
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        written = [hidden(text, self.tokenizer) for text in written]
+        # the template writes what a text begins with
+        batch = tokenized(self.tokenizer, written, add_special_tokens=False, verbose=False)
+        ids, mask = (batch[key].to(self.model.device) for key in ("input_ids", "attention_mask"))
+        prompt = Prompt.of_text(ids, mask)
         return generate(self.model, self.tokenizer, prompt, max_new_tokens, guard=guard)
 
 

@@ -85,7 +85,7 @@ def bare_language_model(model: AlignVLMForConditionalGeneration) -> PreTrainedMo
     """The language model with its head, as transformers and servers know it; it shares the
     weights. Where training changed the language model, this is what must be served."""
     with torch.device("meta"):
-        bare = AutoModelForCausalLM.from_config(model.config.text_config)
+        bare = AutoModelForCausalLM.from_config(model.config.text_config, trust_remote_code=False)
     bare.set_output_embeddings(model.lm_head)
     setattr(bare, bare.base_model_prefix, model.model.language_model)
     bare.generation_config = model.generation_config

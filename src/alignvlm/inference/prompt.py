@@ -21,11 +21,16 @@ from ..errors import DataError
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..model.outputs import Encoded
 from ..processing.processor import AlignVLMProcessor
+from ..processing.verbatim import hidden, tokenized, wrapped
 from ..tiling import Grid
 from .noise import Noise, noisy
 
 Chat = list[dict[str, Any]]
 """Messages of one conversation: each a ``role`` and a ``content`` of texts and images."""
+
+
+USUAL_TOKEN = 16
+"""Characters; where a text has more for each token of the context, they are counted first."""
 
 
 class ContextError(DataError):
@@ -153,10 +158,13 @@ def build_prompts(
         noise: on the features of pages that were not; a seed for each chat.
 
     Raises:
-        DataError: a page cannot be used, or a text has the image placeholder in it.
+        DataError: a page cannot be used.
         ContextError: prompt and answer do not fit the language model's context.
     """
-    texts = processor.apply_chat_template(list(chats), tokenize=False, add_generation_prompt=True)
+    tokenizer = processor.tokenizer
+    marked = [wrapped(one, tokenizer) for one in chats]
+    texts = processor.apply_chat_template(marked, tokenize=False, add_generation_prompt=True)
+    texts = [hidden(text, tokenizer) for text in texts]
     pages = [
         [part["image"] for message in one for part in message["content"] if part["type"] == "image"]
         for one in chats
@@ -164,7 +172,7 @@ def build_prompts(
     return fill_texts(
         model,
         processor,
-        list(texts),
+        texts,
         pages,
         max_new_tokens=max_new_tokens,
         names=names,
@@ -198,8 +206,9 @@ def fill_texts(
         batch = processor.image_processor(images, return_tensors="pt").to(model.device)
     grids = batch["image_grids"].tolist() if batch else []
     written = [processor.placeholders(Grid(rows, cols), bool(small)) for rows, cols, small in grids]
-    tokens = _tokenized(processor, texts, written, special_tokens).to(model.device)
-    inputs = {key: tokens[key] for key in ("input_ids", "attention_mask")}
+    _check_characters(model, processor, texts, max_new_tokens, names)
+    tokens = _tokenized(processor, texts, written, special_tokens)
+    inputs = {key: tokens[key].to(model.device) for key in ("input_ids", "attention_mask")}
     counts = [len(own) for own in pages]
     spans = list(pairwise(accumulate(counts, initial=0)))
     lengths, visual = _lengths(processor, inputs)
@@ -231,13 +240,8 @@ def _tokenized(
     begin = processor.tokenizer.bos_token
     if begin is not None and texts[0].startswith(begin):
         special_tokens = False  # the chat template wrote it; Llama's tokenizer would add another
-    return processor.tokenizer(  # verbose would count cells that blank dropping takes away
-        whole,
-        padding=True,
-        return_tensors="pt",
-        add_special_tokens=special_tokens,
-        verbose=False,
-    )
+    # verbose would count cells that blank dropping takes away
+    return tokenized(processor.tokenizer, whole, add_special_tokens=special_tokens, verbose=False)
 
 
 def _lengths(
@@ -265,6 +269,22 @@ def _check_context(
     for row, new in enumerate(max_new_tokens or ()):
         if lengths[row] + new > limit:
             raise ContextError(names[row] if names else "", lengths[row], new, limit)
+
+
+def _check_characters(
+    model: AlignVLMForConditionalGeneration,
+    processor: AlignVLMProcessor,
+    texts: list[str],
+    max_new_tokens: Sequence[int] | None,
+    names: Sequence[str],
+) -> None:
+    """Megabytes of text, whose tokens would take gigabytes, are refused before they are tokenized:
+    with the fewest tokens that they can be."""
+    if max_new_tokens is None or max(map(len, texts)) <= USUAL_TOKEN * context_length(model):
+        return
+    longest = max(USUAL_TOKEN, *map(len, processor.tokenizer.get_vocab()))
+    fewest = [len(text) // longest for text in texts]
+    _check_context(model, fewest, max_new_tokens, names)
 
 
 def _unread(encoded: Encoded, first: int, end: int) -> bool:

@@ -285,7 +285,9 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
 def _head_like(text_config: Any) -> nn.Linear:
     """An uninitialised head shaped as the language model's own (some have a bias)."""
     with torch.device("meta"):
-        head = AutoModelForCausalLM.from_config(text_config).get_output_embeddings()
+        head = AutoModelForCausalLM.from_config(
+            text_config, trust_remote_code=False
+        ).get_output_embeddings()
     if not isinstance(head, nn.Linear):
         raise ConfigError(f"{text_config.model_type!r} has no linear language-model head")
     return nn.Linear(head.in_features, head.out_features, bias=head.bias is not None)

@@ -35,7 +35,7 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
 
     def __init__(self, config: AlignVLMConfig) -> None:
         super().__init__(config)
-        self.vision_model = AutoModel.from_config(config.vision_config)
+        self.vision_model = AutoModel.from_config(config.vision_config, trust_remote_code=False)
         self.connector = build_connector(
             config.connector,
             config.vision_hidden_size,
@@ -43,7 +43,7 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
             config.connector_vocab_size,
             config.feature_grid,
         )
-        self.language_model = AutoModel.from_config(config.text_config)
+        self.language_model = AutoModel.from_config(config.text_config, trust_remote_code=False)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

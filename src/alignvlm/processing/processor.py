@@ -1,12 +1,15 @@
 """Text and images in, model inputs out; and the chat templates."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from traceback import walk_tb
 from typing import Any
 
 from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import ImagesKwargs, MultiModalData, ProcessingKwargs
 from transformers.processing_utils import ProcessorMixin as _ProcessorMixin
 
-from ..errors import ConfigError, DataError
+from ..errors import AlignVLMError, ConfigError, DataError
 from ..model.config import AlignVLMConfig
 from ..tiling import Grid, token_row_lengths
 from .image_processor import AlignVLMImageProcessor, AlignVLMImagesKwargs
@@ -48,6 +51,10 @@ IMAGE_TOKENS = (
     "[unused0]",
 )
 """Tokens that tokenizers reserve and never write; the first one present stands for an image."""
+
+
+TEMPLATE = "<template>"
+"""What jinja calls a template that comes from no file."""
 
 
 def reserved_image_token(tokenizer: Any) -> str:
@@ -93,6 +100,24 @@ def chat_template_for(tokenizer: Any, image_token: str) -> str:
         "the tokenizer's chat format is neither ChatML nor Llama 3; give a chat_template with "
         "{% generation %} marks around the assistant's text"
     )
+
+
+@contextmanager
+def template_errors() -> Iterator[None]:
+    """Within, what fails in a chat template is a :class:`ConfigError`: the sandbox refuses it, it
+    asks for what is not there, or it raises itself."""
+    try:
+        yield
+    except AlignVLMError:
+        raise
+    except Exception as error:
+        frames = walk_tb(error.__traceback__)
+        # jinja writes the template's own lines into the traceback
+        inside = any(frame.f_code.co_filename.startswith(TEMPLATE) for frame, _ in frames)
+        if not inside and not type(error).__module__.startswith("jinja2"):
+            raise
+        line = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise ConfigError(f"the model's chat template cannot be used: {line}") from None
 
 
 class AlignVLMProcessorKwargs(ProcessingKwargs, total=False):
@@ -175,6 +200,17 @@ class AlignVLMProcessor(_ProcessorMixin):
             # the chat template wrote it; Llama's tokenizer would add a second one
             kwargs.setdefault("add_special_tokens", False)
         return super().__call__(images, text, *args, **kwargs)
+
+    def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers has it.
+
+        Raises:
+            ConfigError: there is no template, or it fails; it comes with the model.
+        """
+        if self.chat_template is None and not kwargs.get("chat_template"):
+            raise ConfigError("the model has no chat template (chat_template.jinja)")
+        with template_errors():
+            return super().apply_chat_template(*args, **kwargs)
 
     def placeholders(self, grid: Grid, thumbnail: bool) -> str:
         """What an image's placeholder grows to."""

@@ -6,13 +6,16 @@ import asyncio
 import base64
 import binascii
 import ssl
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 
 import httpx
 from PIL import Image
 
-from ..documents.opening import open_document
+from ..documents.opening import PdfDocument, open_document
+from ..documents.pictures import Picture
 from ..errors import DataError
 from .limits import Limits, RequestError
 from .schema import ChatRequest, too_many_images
@@ -86,25 +89,51 @@ async def fetch_documents(
     return documents
 
 
-def decode(documents: list[Attachment], limits: Limits) -> list[list[Image.Image]]:
-    """RGB pages of each document, in memory alone. One thread at a time: PDFium's rule.
+@contextmanager
+def opened(
+    documents: list[Attachment], limits: Limits
+) -> Iterator[list[tuple[Attachment, Picture | PdfDocument]]]:
+    """The documents, none of their pages decoded yet.
 
     Raises:
-        RequestError: damaged files, too many pages or pixels; sizes are known before a page is
-            decoded.
+        RequestError: damaged files, too many pages.
     """
-    decoded, total = [], len(documents)
-    for document in documents:
-        try:
-            with open_document(document.where, data=document.data) as opened:
-                total += opened.count - 1
-                if total > limits.max_images:
-                    raise too_many_images(total, limits)
-                pages = range(opened.count)
-                decoded.append([opened.render(page, DPI, limits.max_pixels) for page in pages])
-        except DataError as error:
-            raise RequestError(str(error), code="invalid_image", param=document.where) from None
-    return decoded
+    total = len(documents)
+    with ExitStack() as stack:
+        files = []
+        for document in documents:
+            with _refused(document):
+                opening = open_document(document.where, data=document.data)
+                files.append((document, stack.enter_context(opening)))
+            total += files[-1][1].count - 1
+            if total > limits.max_images:
+                raise too_many_images(total, limits)
+        yield files
+
+
+def decode(
+    files: list[tuple[Attachment, Picture | PdfDocument]], limits: Limits
+) -> Iterator[Image.Image]:
+    """RGB pages of :func:`opened` documents, one after another, in memory alone: each is let go
+    before the next is decoded. One thread at a time: PDFium's rule.
+
+    Raises:
+        RequestError: damaged files, too many pixels; sizes are known before a page is decoded.
+    """
+    for document, file in files:
+        for page in range(file.count):
+            with _refused(document):
+                image = file.render(page, DPI, limits.max_pixels)
+            yield image
+            del image
+
+
+@contextmanager
+def _refused(document: Attachment) -> Iterator[None]:
+    try:
+        yield
+    except DataError as error:
+        raise RequestError(str(error), code="invalid_image", param=document.where) from None
 
 
 def _bad_url(where: str, message: object, code: str = "invalid_url") -> RequestError:

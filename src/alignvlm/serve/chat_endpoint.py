@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 from openai.types.chat import ChatCompletionChunk
@@ -21,13 +21,15 @@ from transformers.cli.serving.utils import _StreamError
 from ..errors import AlignVLMError
 from .attachments import Address, Attachment, fetch_documents, read_documents
 from .completions import ChatPrompt, Generator, first_stop
-from .limits import Limits, RequestError, WaitingLine
+from .limits import Bodies, Limits, RequestError, WaitingLine
 from .schema import ChatRequest, parse_request
 from .telemetry import Metrics
 
 log = logging.getLogger("alignvlm.serve")
 T = TypeVar("T")
 DRAIN_SECONDS = 2.0
+UPLOAD_SECONDS, UPLOAD_RATE = 10.0, 32 * 1024
+"""A body has so long to arrive, and a second more for each so many bytes."""
 
 
 class ClientGoneError(Exception):
@@ -90,11 +92,13 @@ class Call:
         )
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The request's body.
+async def read_body(
+    scope: Scope, receive: Receive, limit: int, take: Callable[[int], bool]
+) -> bytes | None:
+    """The request's body; ``None`` where ``take`` had no room for it.
 
     Raises:
-        RequestError: 413, more than ``limit`` bytes, declared or sent.
+        RequestError: 413, more than ``limit`` bytes, declared or sent; 408, it comes too slowly.
         ClientGoneError: the client left.
     """
     declared = dict(scope["headers"]).get(b"content-length", b"")
@@ -105,12 +109,24 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     )
     if declared.isdigit() and int(declared) > limit:
         raise too_large
-    body = bytearray()
-    async for chunk in _chunks(receive):
+    body, started, chunks = bytearray(), time.monotonic(), _chunks(receive)
+    while True:
+        until = started + UPLOAD_SECONDS + len(body) / UPLOAD_RATE
+        try:
+            chunk = await asyncio.wait_for(anext(chunks), max(0.0, until - time.monotonic()))
+        except StopAsyncIteration:
+            return bytes(body)
+        except TimeoutError:
+            raise RequestError(
+                f"the body comes too slowly: {len(body)} bytes in {until - started:.0f} s",
+                status=408,
+                code="upload_timeout",
+            ) from None
         body += chunk
         if len(body) > limit:
             raise too_large
-    return bytes(body)
+        if not take(len(chunk)):
+            return None
 
 
 async def _chunks(receive: Receive) -> AsyncIterator[bytes]:
@@ -156,12 +172,13 @@ class ChatEndpoint:
         self.limits = limits
         self.line = line
         self.metrics = metrics
+        self.bodies = Bodies((limits.queue + 1) * limits.max_body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = Call(self.limits.timeout)
         try:
-            with self.line.place():
-                await self._serve(call, scope, receive, send)
+            with self.bodies.room() as take:
+                await self._serve(call, scope, receive, send, take)
         except RequestError as error:
             # once the body has been read there is nothing left to throw away
             await refuse(error, scope, _nothing_more if call.watching else receive, send)
@@ -172,17 +189,31 @@ class ChatEndpoint:
         finally:
             call.close()
 
-    async def _serve(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(
+        self,
+        call: Call,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        take: Callable[[int], bool],
+    ) -> None:
         _require_json(scope)
-        body = await call.within(read_body(scope, receive, self.limits.max_body))
+        self.line.check()
+        body = await call.within(read_body(scope, receive, self.limits.max_body, take))
+        if body is None:
+            raise self.line.full("as many bytes as this server holds are waiting already")
         call.watch(receive)
+        with self.line.place():
+            await self._wait_and_answer(call, body, scope, send)
+
+    async def _wait_and_answer(self, call: Call, body: bytes, scope: Scope, send: Send) -> None:
         request, found = await call.within(asyncio.to_thread(self._read, body))
         used = len(body)
         del body
         documents = await call.within(fetch_documents(found, self.limits, used))
         del found
         await call.within(self.line.turn.acquire())
-        began = time.monotonic()
+        self.line.began()
         streamer = None
         try:
             prompt = await self._prompt(call, request, documents)
@@ -193,8 +224,7 @@ class ChatEndpoint:
         finally:
             if streamer is not None:
                 streamer.cancel()  # no matter to one that has ended
-            self.line.last_seconds = time.monotonic() - began
-            self.line.turn.release()
+            self.line.ended()
 
     def _read(self, body: bytes) -> tuple[ChatRequest, list[Attachment | Address]]:
         request = parse_request(body, self.limits, self.name)

@@ -24,12 +24,17 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.utils import DirectStreamer, GenerationState
 
-from ..inference.prompt import ContextError, build_prompts
+from ..inference.prompt import ContextError, Prompt, build_prompts, encode_pages, together
+from ..inference.stopping import stoppable
 from ..model.generation import AlignVLMForConditionalGeneration
+from ..model.outputs import Encoded
 from ..processing.processor import AlignVLMProcessor
-from .attachments import Attachment, decode
+from .attachments import Attachment, decode, opened
 from .limits import Limits, RequestError
 from .schema import ChatRequest, TextPart
+
+SEEN = Image.new("RGB", (1, 1))
+"""Stands in a chat for a page that has been encoded."""
 
 
 class NewTokens(StoppingCriteria):
@@ -85,6 +90,7 @@ class ChatPrompt:
         visual_tokens, kept_visual_tokens: cells of the pages, and those that were not blank.
         unread: nothing was read on any page; the answer is empty.
         new: fills with the answer's ids.
+        abandoned: set when nobody waits for the answer any more.
     """
 
     inputs: dict[str, Any]
@@ -94,6 +100,18 @@ class ChatPrompt:
     kept_visual_tokens: int
     unread: bool
     new: NewTokens
+    abandoned: threading.Event
+
+
+class _Stoppable:
+    """A model whose ``generate`` ends, also within the prompt, when nobody waits for it."""
+
+    def __init__(self, model: Any, abandoned: threading.Event) -> None:
+        self.model, self.abandoned = model, abandoned
+
+    def generate(self, **keys: Any) -> Any:
+        with stoppable(self.model, self.abandoned.is_set):
+            return self.model.generate(**keys)
 
 
 class Generator(ChatCompletionHandler):
@@ -129,18 +147,14 @@ class Generator(ChatCompletionHandler):
     def _prepare(
         self, request: ChatRequest, documents: list[Attachment], abandoned: threading.Event
     ) -> ChatPrompt:
-        if abandoned.is_set():  # it waited for another request's encoder until nobody waited for it
-            raise RequestError("abandoned", status=499, code="abandoned")
-        chat = chat_messages(request, decode(documents, self.limits))
-        try:
-            prompt = build_prompts(self.model, self.processor, [chat], max_new_tokens=[1])
-        except ContextError as error:
-            raise RequestError(
-                f"the prompt has {error.tokens} tokens, the model's context {error.limit}: "
-                "send fewer pages or less text",
-                code="context_length_exceeded",
-                param="messages",
-            ) from None
+        with stoppable(self.model, abandoned.is_set), opened(documents, self.limits) as files:
+            if files:  # before pages are read in vain
+                self._prompt(request, [0] * len(files), None)
+            pages = decode(files, self.limits)
+            encoded = list(map(self._encode, pages))  # a page is gone before the next one is there
+            prompt = self._prompt(
+                request, [file.count for _, file in files], together(encoded) if encoded else None
+            )
         new = NewTokens(self.processor.tokenizer, prompt.lengths[0], request.stop)
         return ChatPrompt(
             inputs={**prompt.inputs, "stopping_criteria": StoppingCriteriaList([new])},
@@ -150,7 +164,28 @@ class Generator(ChatCompletionHandler):
             kept_visual_tokens=prompt.kept_visual_tokens[0],
             unread=prompt.unread[0],
             new=new,
+            abandoned=abandoned,
         )
+
+    def _encode(self, page: Image.Image) -> Encoded:
+        encoded = encode_pages(self.model, self.processor, [page])
+        features = encoded.features  # nothing here looks at them again
+        return encoded._replace(features=features.new_empty(0, *features.shape[1:]))
+
+    def _prompt(self, request: ChatRequest, counts: list[int], encoded: Encoded | None) -> Prompt:
+        """The prompt with so many pages for each document, encoded before."""
+        chat = chat_messages(request, [[SEEN] * count for count in counts])
+        try:
+            return build_prompts(
+                self.model, self.processor, [chat], max_new_tokens=[1], encoded=encoded
+            )
+        except ContextError as error:
+            raise RequestError(
+                f"the prompt has {error.tokens} tokens, the model's context {error.limit}: "
+                "send fewer pages or less text",
+                code="context_length_exceeded",
+                param="messages",
+            ) from None
 
     def generation_config(self, request: ChatRequest, room: int) -> GenerationConfig:
         """The model's own settings with the request's on top; greedy unless it asks to sample."""
@@ -179,8 +214,9 @@ class Generator(ChatCompletionHandler):
             nothing: asyncio.Queue = asyncio.Queue()
             nothing.put_nowait(None)
             return nothing, None
+        model = _Stoppable(self.model, prompt.abandoned)
         return self.manager.generate_streaming(
-            self.model, self.processor.tokenizer, prompt.inputs, prompt.config, request_id
+            model, self.processor.tokenizer, prompt.inputs, prompt.config, request_id
         )
 
     def wait_until_idle(self, seconds: float) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +16,12 @@ from ..processing.image_processor import MAX_PIXELS
 
 MIB = 2**20
 LONGEST_RETRY = 60
+"""Seconds; OpenAI's client passes over a longer ``Retry-After``."""
+FIRST_GUESS, LATER = 4.0, 1.25
+"""Seconds an answer takes before one was given; and how much later than the mean says a client is
+told to come: one that comes too early is refused again."""
+RECENT = 16
+"""Answers whose mean time says how long the next ones take."""
 
 
 @dataclass(frozen=True)
@@ -93,14 +101,15 @@ class RequestError(AlignVLMError):
 class WaitingLine:
     """One request is answered at a time, at most ``length`` wait, first come first served.
 
-    A place in the line is taken before the body is read, so that at most ``length + 1`` bodies are
-    ever in memory.
+    A place is taken when a request's body is there: who sends slowly keeps nobody out.
     """
 
     length: int
     present: int = 0
-    last_seconds: float = 1.0
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _took: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+    _began: float = 0.0
+    _promised: float = 0.0
 
     @property
     def running(self) -> int:
@@ -112,23 +121,77 @@ class WaitingLine:
         """Requests in the line behind it."""
         return max(0, self.present - self.running)
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """Hold a place in the line.
+    def began(self) -> None:
+        """A request's turn has come; call :meth:`ended` when it is over."""
+        self._began = time.monotonic()
+
+    def ended(self) -> None:
+        """The turn is over: the next one's begins."""
+        self._took.append(time.monotonic() - self._began)
+        self.turn.release()
+
+    def check(self) -> None:
+        """Whether there is a place.
 
         Raises:
             RequestError: 503 with ``Retry-After``, the line is full.
         """
         if self.present > self.length:
-            seconds = min(LONGEST_RETRY, max(1, math.ceil(self.last_seconds)))
-            raise RequestError(
-                f"{self.length} requests are waiting already; try again in {seconds} s",
-                status=503,
-                code="queue_full",
-                headers={"Retry-After": str(seconds)},
-            )
+            raise self.full(f"{self.length} requests are waiting already")
+
+    def full(self, why: str) -> RequestError:
+        """503, with the time at which a place will be free: each that is refused gets another one,
+        as far apart as answers take."""
+        now = time.monotonic()
+        running = now - self._began if self.running else 0.0
+        mean = sum(self._took) / len(self._took) if self._took else 0.0
+        each = max(LATER * mean or FIRST_GUESS, running)
+        free = max(now + each - running, self._promised + each)
+        self._promised = min(free, now + LONGEST_RETRY)
+        seconds = max(1, math.ceil(self._promised - now))
+        return RequestError(
+            f"{why}; try again in {seconds} s",
+            status=503,
+            code="queue_full",
+            headers={"Retry-After": str(seconds)},
+        )
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold a place in the line.
+
+        Raises:
+            RequestError: as :meth:`check`.
+        """
+        self.check()
         self.present += 1
         try:
             yield
         finally:
             self.present -= 1
+
+
+@dataclass
+class Bodies:
+    """Bytes of all bodies that are being read or waited with; at most ``most``."""
+
+    most: int
+    held: int = 0
+
+    @contextmanager
+    def room(self) -> Iterator[Callable[[int], bool]]:
+        """For one request: a call takes so many bytes more, and says whether there was room."""
+        own = 0
+
+        def take(size: int) -> bool:
+            nonlocal own
+            if self.held + size > self.most:
+                return False
+            self.held += size
+            own += size
+            return True
+
+        try:
+            yield take
+        finally:
+            self.held -= own

@@ -20,6 +20,9 @@ from pydantic import (
 
 from .limits import Limits, RequestError
 
+MOST = 1000
+"""Messages of a request, and parts of a message: a million small ones would take gigabytes."""
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -85,7 +88,7 @@ Part = Annotated[
     ),
 ]
 Content = Annotated[
-    Annotated[str, Tag("~string")] | Annotated[list[Part], Tag("~parts")],
+    Annotated[str, Tag("~string")] | Annotated[list[Part], Field(max_length=MOST), Tag("~parts")],
     Discriminator(lambda value: "~string" if isinstance(value, str) else "~parts"),
 ]
 
@@ -127,7 +130,7 @@ class ChatRequest(_Strict):
     """
 
     model: str
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MOST)
     max_completion_tokens: int | None = Field(None, ge=1)
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)

@@ -18,6 +18,7 @@ from ..errors import AlignVLMError, ConfigError
 from ..model.config import AlignVLMConfig
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..tiling import Grid, token_row_lengths
+from ..weights.folder import loaded
 from ..weights.resolve import resolve
 from .recipe import ModelSpec, Recipe, StageSpec
 from .stages import learning_rate, part_of, set_trainable
@@ -91,7 +92,7 @@ def text_config(spec: ModelSpec) -> PreTrainedConfig:
         data = dict(spec.text_config)
         return AutoConfig.for_model(data.pop("model_type", "llama"), **data)
     try:
-        return AutoConfig.from_pretrained(resolve(spec.text))
+        return loaded(AutoConfig, resolve(spec.text))
     except AlignVLMError as error:
         raise ConfigError(f"{error} (or give the recipe a model.text_config)") from None
 

@@ -158,6 +158,7 @@ def _parts(recipe: Recipe | None) -> tuple[Any, AlignVLMProcessor]:
     """Config and processor of a recipe, without building its model."""
     from transformers import AutoConfig
 
+    from ..weights.folder import loaded
     from ..weights.resolve import resolve
 
     assert recipe is not None
@@ -165,7 +166,7 @@ def _parts(recipe: Recipe | None) -> tuple[Any, AlignVLMProcessor]:
     tokenizer = load_tokenizer(spec.text)
     config = build_config(
         vision_config(spec.vision_config or spec.vision),
-        AutoConfig.from_pretrained(resolve(spec.text)),
+        loaded(AutoConfig, resolve(spec.text)),
         spec.connector,
         tokenizer,
         image_token=spec.image_token,
@@ -181,7 +182,8 @@ def _parts(recipe: Recipe | None) -> tuple[Any, AlignVLMProcessor]:
 def _loaded(model: str) -> tuple[Any, AlignVLMProcessor]:
     from transformers import AutoConfig, AutoProcessor
 
+    from ..weights.folder import loaded
     from ..weights.resolve import resolve
 
     folder = resolve(model)
-    return AutoConfig.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    return loaded(AutoConfig, folder), loaded(AutoProcessor, folder)

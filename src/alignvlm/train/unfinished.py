@@ -8,9 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import AlignVLMError, ConfigError, WeightsError
-
-DISK_FULL = ("No space left", "os error 28", "PytorchStreamWriter", "inline_container.cc")
-"""How safetensors and torch say that a disk is full, in errors of their own."""
+from ..files import is_disk_full
 
 
 def begin(
@@ -74,7 +72,7 @@ def writing(work: Path) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError):
             reason = error.strerror or str(error)
-        elif any(words in str(error) for words in DISK_FULL):
+        elif is_disk_full(error):
             reason = "no space left on the device"
         else:
             raise

@@ -18,8 +18,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
 from ..connectors.configs import AlignConfig, connector_config
-from ..errors import ConfigError, WeightsError
+from ..errors import ConfigError
 from ..files import replacing
+from ..weights.folder import loaded
 from ..weights.resolve import resolve
 from . import CONVERTED
 from .host_config import text_rows
@@ -267,15 +268,15 @@ def convert_folder(
         raise ConfigError(f"{out} exists already; choose another folder")
     align = _align(connector)
     folder = resolve(reference)
-    config = _read(AutoConfig, folder)
+    config = loaded(AutoConfig, folder)
     check_host(config.model_type)
     if vocab_size is None:
         vocab_size = _tokenizer_rows(folder, config)
     if out is None:
         with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(config)
+            model = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
         return describe(model, convert(model, align, vocab_size=vocab_size))
-    model = _read(AutoModelForImageTextToText, folder, dtype="auto")
+    model = loaded(AutoModelForImageTextToText, folder, dtype="auto")
     new = convert(model, align, vocab_size=vocab_size)
     _write(new, folder, out)
     return describe(model, new)
@@ -292,15 +293,7 @@ def _write(model: Any, host: Path, out: Path) -> None:
                 shutil.copy(file, partial / file.name)
 
 
-def _read(loader: Any, folder: Path, **keys: Any) -> Any:
-    try:
-        return loader.from_pretrained(folder, **keys)
-    except Exception as error:  # the loaders raise many kinds for a damaged folder
-        lines = str(error).strip().splitlines() or [repr(error)]
-        raise WeightsError(f"{folder}: not a usable model: {lines[0]}") from None
-
-
 def _tokenizer_rows(folder: Path, config: Any) -> int | None:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         return None
-    return min(_read(AutoTokenizer, folder).vocab_size, text_rows(config))
+    return min(loaded(AutoTokenizer, folder).vocab_size, text_rows(config))

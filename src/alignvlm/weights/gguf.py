@@ -30,7 +30,11 @@ def convert_gguf(
     """
     where: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
     tokenizer = AutoTokenizer.from_pretrained(
-        gguf.parent, padding_side="left", model_max_length=max_length, **where
+        gguf.parent,
+        padding_side="left",
+        model_max_length=max_length,
+        trust_remote_code=False,
+        **where,
     )
     if individual_digits:
         # The loader ignores GGUF's `tokenizer.ggml.pre = smollm`: digits are split off before
@@ -41,7 +45,9 @@ def convert_gguf(
     for noise in ("gguf_file", "local_files_only", "is_local"):
         tokenizer.init_kwargs.pop(noise, None)
 
-    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, dtype=torch.float32, trust_remote_code=False, **where
+    )
     model.hf_quantizer, model.is_quantized = None, False  # or saving refuses "gguf"
     config = model.config
     for noise in ("quantization_config", "_model_name_or_path"):

