@@ -84,7 +84,7 @@ def demo(
         bool, typer.Option("--open/--no-open", help="open the page in this machine's browser")
     ] = False,
 ) -> None:
-    """Open a web page: drop a page or PDF, ask, and see what each part of it is read as.
+    """Open a web page: drop a page or PDF, ask, and see where the answer stands and what is read.
 
     The page is for this machine alone unless --host says otherwise. It needs no network and sends
     nothing anywhere.
@@ -92,9 +92,11 @@ def demo(
     try:
         from ..demo.web_page import run
     except ModuleNotFoundError as error:
-        if error.name != "gradio":
+        if error.name not in ("starlette", "uvicorn"):
             raise
-        raise AlignVLMError("the web page needs gradio: pip install 'alignvlm[ui]'") from None
+        raise AlignVLMError(
+            f"the web page needs {error.name}: pip install 'alignvlm[ui]'"
+        ) from None
     run(
         model,
         host=host,
