@@ -8,6 +8,7 @@ import selectors
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +41,20 @@ def start(model: Path | str, *options: str, seconds: float = 300) -> tuple[Any, 
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
+    found, seen, until = None, "", time.monotonic() + seconds
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
-        ready = selector.select(seconds)
-    line = process.stdout.readline() if ready else ""
-    found = re.search(r"http://127\.0\.0\.1:\d+/", line)
+        # libraries may say something first
+        while not found and selector.select(max(0.0, until - time.monotonic())):
+            seen += (piece := os.read(process.stdout.fileno(), 4096).decode())
+            found = re.search(r"http://127\.0\.0\.1:\d+/", seen)
+            if not piece:
+                break
     if not found:
         process.kill()
         process.wait()
         process.stdout.close()
-        pytest.fail(f"no address printed, but {line!r}")
+        pytest.fail(f"no address printed, but {seen!r}")
     return process, found[0]
 
 
