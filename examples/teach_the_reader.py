@@ -3,7 +3,7 @@
     python examples/teach_the_reader.py [--out DIR] [--font FILE] [--noise 0] [--steps 30]
 
 Pages of words and codes are drawn in a font of yours, by default the Fraktur that gradio carries
-(pip install 'alignvlm[ui]'). The words' places say which token belongs under each visual token;
+(pip install gradio). The words' places say which token belongs under each visual token;
 the gradient runs from P_vocab through ALIGN and the spelling to the recogniser, the only part that
 is trained. Errors are counted on pages that were not trained on, and on pages in usual fonts.
 """
@@ -71,7 +71,7 @@ def fraktur() -> str:
     folder = package_folder("gradio")
     found = sorted((folder or Path()).rglob("KaTeX_Fraktur-Regular*.ttf")) if folder else []
     if not found:
-        raise SystemExit("name a font with --font FILE, or pip install 'alignvlm[ui]'")
+        raise SystemExit("name a font with --font FILE, or pip install gradio")
     return str(found[0])
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from studies.connectors.noise_sweep import noise_sweep
 
 from alignvlm.demo.overlay import (
@@ -15,8 +17,9 @@ from alignvlm.demo.overlay import (
     Reading,
     compare,
     halvings,
+    jpeg,
     payload,
-    strength,
+    round_up,
 )
 from alignvlm.errors import ConfigError
 from alignvlm.inference.inspect import CellReading, PageReading, read_page
@@ -90,6 +93,18 @@ def test_halvings(size, steps):
     assert steps == 0 or size >> steps >= 16
 
 
+@pytest.mark.parametrize(
+    ("value", "rounded"), [(0.21, 0.3), (0.3, 0.3), (2.5, 3), (97, 100), (0.0201, 0.03), (0, 1)]
+)
+def test_the_noise_slider_ends_at_a_round_number(value, rounded):
+    assert round_up(value) == pytest.approx(rounded)
+
+
+def test_the_noise_slider_suits_the_model(model, processor, view):
+    size = view.encoded(model, processor).features.float().square().mean().sqrt().item()
+    assert 2.5 * size <= view.loudest(model, processor) <= 5 * size
+
+
 def made_reading(tokens: list[list[tuple[str, int, float]]]) -> PageReading:
     cells = [
         CellReading(0, col, (10.0 * col, 0.0, 10.0 * col + 10, 10.0), 0.5, top)
@@ -98,50 +113,56 @@ def made_reading(tokens: list[list[tuple[str, int, float]]]) -> PageReading:
     return PageReading(1, len(cells), cells, 0, 0.5, 2.0)
 
 
-def test_payload_holds_what_is_written_or_changed(make_image, tokenizer):
-    markup = "<img src=x onerror=alert(1)>"
-    clean = made_reading(
+def compared(make_image, clean: PageReading, noisy: PageReading | None) -> NoiseComparison:
+    nothing = torch.ones(4, 3)
+    after = None if noisy is None else Reading(noisy, nothing)
+    return NoiseComparison(
+        make_image(30, 10), Reading(clean, nothing), Reading(clean, nothing), after, 1.5, 50, 50
+    )
+
+
+MARKUP = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture
+def clean() -> PageReading:
+    reading = made_reading(
         [
-            [(markup, 7, 0.9), (" ", 0, 0.1)],
+            [(MARKUP, 7, 0.9), (" ", 0, 0.1)],
             [(" ", 0, 0.99), ("a", 8, 0.01)],
             [(" ", 0, 0.97), ("a", 8, 0.03)],
             [("outside", 9, 0.9), (" ", 0, 0.1)],
         ]
     )
+    # an encoder that reads gives a token the box of its text
+    reading.cells[0] = replace(reading.cells[0], box=(1.04, 2.0, 44.0, 8.0))
+    return reading
+
+
+def test_payload_holds_what_is_written(make_image, tokenizer, clean):
+    data = json.loads(json.dumps(payload(compared(make_image, clean, None), tokenizer)))
+    (cell,) = data["cells"]  # the others are blank, or in the padding
+    assert cell["before"] == [[MARKUP, 0.9, 0], ["blank", 0.1, 1]]
+    assert cell["box"] == [1.0, 2.0, 30.0, 8.0]  # its text, not its cell; within the page
+    assert cell["after"] is None and not cell["changed"] and data["after"] is None
+    assert data["size"] == [30, 10]
+    assert "nats" not in str(data["facts"])
+
+
+def test_payload_holds_what_noise_changed(make_image, tokenizer, clean):
     noisy = replace(clean, cells=[*clean.cells])
     noisy.cells[2] = replace(clean.cells[2], tokens=[("a", 8, 0.6), (" ", 0, 0.4)])
-    nothing = torch.ones(4, 3)
-    read = NoiseComparison(
-        make_image(30, 10),
-        Reading(clean, nothing),
-        Reading(clean, nothing),
-        Reading(noisy, nothing),
-        1.5,
-        50,
-        50,
-    )
-    data = json.loads(json.dumps(payload(read, tokenizer)))
-    first, second = data["sides"]
-    # cell 1 is blank, cell 3 lies in the padding; cell 2 is shown because noise changed it
-    assert [cell[1] for cell in first["cells"]] == [0, 2]
-    assert [cell[3] for cell in first["cells"]] == [0, 0]
-    assert [cell[3] for cell in second["cells"]] == [0, 1]
-    assert first["cells"][0][5] == [[markup, 0.9, 0], ["blank", 0.1, 1]]
-    assert second["name"] == "Noise σ = 1.5"
-    facts = dict(data["facts"])
-    assert facts["changed by noise"] == "1 of 4"
-    assert float(facts["cosine distance"]) == pytest.approx(0, abs=1e-4)
-    assert data["image"].startswith("data:image/jpeg;base64,") and data["cell"] == [10, 10]
+    data = json.loads(json.dumps(payload(compared(make_image, clean, noisy), tokenizer)))
+    assert [(c["col"], c["changed"]) for c in data["cells"]] == [(0, False), (2, True)]
+    assert data["cells"][1]["before"][0] == ["blank", 0.97, 1]
+    assert data["cells"][1]["after"][0] == ["a", 0.6, 0]
+    facts = {what: value for value, what in data["facts"]}
+    assert facts["cells say something else with these settings"] == "1"
+    assert float(facts["cosine distance, mean over the cells"]) == pytest.approx(0, abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("tokens", "expected"),
-    [
-        ([("a", 8, 0.7), (" ", 0, 0.3)], 0.7),
-        ([(" ", 0, 0.8), ("a", 8, 0.2)], 0.2),
-        ([("a", 8, 0.4), ("b", 9, 0.3)], 1.0),
-    ],
-)
-def test_strength_is_one_minus_blank(tokens, expected):
-    cell = CellReading(0, 0, (0, 0, 1, 1), 0.0, tokens)
-    assert strength(cell, 0) == pytest.approx(expected)
+def test_pages_are_sent_no_larger_than_asked(make_image):
+    with Image.open(io.BytesIO(jpeg(make_image(300, 100), 150))) as small:
+        assert small.size == (150, 50) and small.format == "JPEG"
+    with Image.open(io.BytesIO(jpeg(make_image(30, 10), 150))) as same:
+        assert same.size == (30, 10)

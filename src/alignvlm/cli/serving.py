@@ -110,7 +110,7 @@ def demo(
     ] = False,
     json_: Json = False,
 ) -> None:
-    """Open a web page: drop a page or PDF, ask, and see what each part of it is read as.
+    """Open a web page: drop a page or PDF, ask, and see where the answer stands and what is read.
 
     The page is for this machine alone unless --host says otherwise. It needs no network and sends
     nothing anywhere.
@@ -118,15 +118,16 @@ def demo(
     try:
         from ..demo.web_page import run
     except ModuleNotFoundError as error:
-        if error.name != "gradio":
+        if error.name not in ("starlette", "uvicorn"):
             raise
-        raise AlignVLMError("the web page needs gradio: pip install 'alignvlm[ui]'") from None
-    with _terminated_as_interrupted():
-        run(
-            model,
-            host=host,
-            port=port,
-            max_pages=max_pages,
-            open_browser=open_,
-            report=lambda line: typer.echo(line),
-        )
+        raise AlignVLMError(
+            f"the web page needs {error.name}: pip install 'alignvlm[ui]'"
+        ) from None
+    run(
+        model,
+        host=host,
+        port=port,
+        max_pages=max_pages,
+        open_browser=open_,
+        report=_announce(json_),
+    )

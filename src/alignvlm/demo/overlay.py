@@ -1,12 +1,11 @@
 """What ALIGN reads on a page, clean and under noise, as plain data for a browser to draw.
 
-Nothing here writes HTML: ``overlay.js`` builds the drawing from this data node by node, so a token
-that looks like markup stays text.
+Nothing here writes HTML: ``static/inside.js`` builds the drawing from this data node by node, so a
+token that looks like markup stays text.
 """
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 from contextlib import ExitStack
@@ -27,12 +26,10 @@ from ..vocabulary.usage import features_mass, most_used, prunable, pruned_to
 
 TOP_TOKENS = 5
 NOISE_SEED = 0
-FAINTEST = 0.1
-"""Cells less likely than this to hold text are left out of the drawing."""
 FEWEST_IDS = 16
 """The vocabulary slider stops before fewer ids than this."""
-LONGEST_SIDE = 1600
-"""Larger pages are drawn scaled down to this many px."""
+LOUDEST, NOISE_STEPS = 2.5, 20
+"""The noise slider ends at so many times the features' own size, and has so many steps."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +57,7 @@ class PageView:
         self._encoded: Encoded | None = None
         self._clean: Reading | None = None
         self._mass: Tensor | None = None
+        self._loudest: float | None = None
 
     def encoded(
         self, model: AlignVLMForConditionalGeneration, processor: AlignVLMProcessor
@@ -77,6 +75,20 @@ class PageView:
             prunable(model, 1)  # or nothing can be read
             self._clean = _read(model, processor, self.image, self.encoded(model, processor))
         return self._clean
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the page went through the encoder."""
+        return self._encoded is not None
+
+    def loudest(
+        self, model: AlignVLMForConditionalGeneration, processor: AlignVLMProcessor
+    ) -> float:
+        """Where a slider for σ should end: a round number, by the size of this page's features."""
+        if self._loudest is None:
+            features = self.encoded(model, processor).features.float()
+            self._loudest = round_up(LOUDEST * float(features.square().mean().sqrt()))
+        return self._loudest
 
     def most_used(
         self, model: AlignVLMForConditionalGeneration, processor: AlignVLMProcessor, keep: int
@@ -116,6 +128,13 @@ class NoiseComparison:
     vocabulary: int
 
     @property
+    def after(self) -> Reading | None:
+        """With noise and pruning; ``None`` if there is neither."""
+        if self.noisy is not None:
+            return self.noisy
+        return None if self.kept == self.vocabulary else self.clean
+
+    @property
     def cosine_distance(self) -> float | None:
         """Between clean and noisy visual tokens; mean over the tokens, as ``noise_sweep`` says."""
         if self.noisy is None:
@@ -135,6 +154,14 @@ class NoiseComparison:
 def halvings(size: int) -> int:
     """How often a vocabulary of ``size`` ids can be halved before fewer than 16 are left."""
     return max(0, int(math.log2(size / FEWEST_IDS)))
+
+
+def round_up(value: float) -> float:
+    """To one significant digit: 0.21 becomes 0.3."""
+    if value <= 0:
+        return 1.0
+    unit = 10.0 ** math.floor(math.log10(value))
+    return round(math.ceil(value / unit - 1e-9) * unit, 12)
 
 
 def compare(
@@ -190,84 +217,75 @@ def _changed(before: PageReading, after: PageReading) -> set[int]:
     return {index for index, (a, b) in pairs if a.tokens[0][1] != b.tokens[0][1]}
 
 
-def strength(cell: CellReading, blank_id: int | None) -> float:
-    """How sure it is that a token starts in a cell, 0 to 1; the heat map's colour."""
-    _, index, probability = cell.tokens[0]
-    written = 1 - sum(p for _, i, p in cell.tokens if i == blank_id)
-    return min(1.0, max(0.0, written if index == blank_id else max(probability, written)))
-
-
 def payload(comparison: NoiseComparison, tokenizer: Any) -> dict[str, Any]:
-    """A comparison as ``overlay.js`` draws it; JSON.
+    """A comparison as the page draws it; JSON.
 
-    A side's ``cells`` are ``[row, column, strength, changed, entropy, [[token, probability]]]``:
-    only those that say something, or say something else under noise.
+    ``cells`` are those that say something, before or after noise and pruning: ``box``, ``row`` and
+    ``col`` in the grid of cells, ``before`` and ``after`` (``null`` without noise and pruning) as
+    ``[token, probability, is blank]``, best first, and ``changed``.
     """
-    changed = comparison.changed_by_noise()
-    sides = [_side("Clean", comparison.clean.page, comparison, changed, tokenizer, False)]
-    if comparison.noisy is not None:
-        name = f"Noise σ = {comparison.sigma:g}"
-        sides.append(_side(name, comparison.noisy.page, comparison, changed, tokenizer, True))
-    # a token that was read has a box of its own
-    sizes = sorted((c.box[2] - c.box[0], c.box[3] - c.box[1]) for c in comparison.whole.page.cells)
+    whole = comparison.whole.page
+    after = comparison.after and comparison.after.page
+    width, height = comparison.image.size
+    cells = []
+    for index, cell in enumerate(whole.cells):
+        other = None if after is None else after.cells[index]
+        said = cell.tokens[0][1] != whole.blank_id
+        says = other is not None and other.tokens[0][1] != whole.blank_id
+        outside = cell.box[0] >= width or cell.box[1] >= height  # padding beyond the page
+        if outside or not (said or says):
+            continue
+        box = (cell if said or other is None else other).box
+        cells.append(
+            {
+                "box": [
+                    round(edge, 1) for edge in (*box[:2], min(box[2], width), min(box[3], height))
+                ],
+                "row": cell.row,
+                "col": cell.col,
+                "before": _tokens(cell, whole.blank_id),
+                "after": other and _tokens(other, whole.blank_id),
+                "changed": other is not None and other.tokens[0][1] != cell.tokens[0][1],
+            }
+        )
     return {
-        "image": _data_url(comparison.image),
         "size": comparison.image.size,
-        "cell": list(sizes[len(sizes) // 2]),
-        "sides": sides,
-        "facts": _facts(comparison),
+        "cells": cells,
+        "before": whole.text(tokenizer),
+        "after": None if after is None else after.text(tokenizer),
+        "facts": _facts(comparison, cells),
     }
 
 
-def _side(
-    name: str,
-    page: PageReading,
-    comparison: NoiseComparison,
-    changed: set[int],
-    tokenizer: Any,
-    mark: bool,
-) -> dict[str, Any]:
-    width, height = comparison.image.size
-    cells = []
-    for index, cell in enumerate(page.cells):
-        sure = strength(cell, page.blank_id)
-        outside = cell.box[0] >= width or cell.box[1] >= height  # padding beyond the page
-        if outside or (sure < FAINTEST and index not in changed):
-            continue
-        tokens = [
-            ["blank" if i == page.blank_id else text, round(p, 4), int(i == page.blank_id)]
-            for text, i, p in cell.tokens
-        ]
-        entropy = round(cell.entropy, 2)
-        marked = int(mark and index in changed)
-        cells.append([cell.row, cell.col, round(sure, 3), marked, entropy, tokens])
-    return {"name": name, "cells": cells, "text": page.text(tokenizer)}
+def _tokens(cell: CellReading, blank_id: int | None) -> list[list[Any]]:
+    return [
+        ["blank" if i == blank_id else text, round(p, 4), int(i == blank_id)]
+        for text, i, p in cell.tokens
+    ]
 
 
-def _facts(comparison: NoiseComparison) -> list[list[str]]:
-    """What the numbers above the drawing say: name and value."""
-    page = comparison.clean.page
+def _facts(comparison: NoiseComparison, cells: list[dict[str, Any]]) -> list[list[str]]:
+    """The numbers beside the drawing: value, and what it counts."""
+    page = comparison.whole.page
     count = len(page.cells)
     written = sum(cell.tokens[0][1] != page.blank_id for cell in page.cells)
     facts = [
-        ["visual tokens", f"{count:,}"],
-        ["not blank", f"{written:,}"],
-        ["entropy", f"{page.entropy:.2f} nats"],
+        [f"{written:,} of {count:,}", "cells hold a token; the others are blank"],
+        [f"{page.effective_vocab:.2f}", "tokens come into question per cell, on average"],
     ]
-    if comparison.kept != comparison.vocabulary:
-        moved = len(comparison.changed_by_pruning())
-        facts.append(["vocabulary", f"{comparison.kept:,} of {comparison.vocabulary:,}"])
-        facts.append(["changed by pruning", f"{moved:,} of {count:,}"])
+    if comparison.after is not None:
+        changed = sum(cell["changed"] for cell in cells)
+        facts.append([f"{changed:,}", "cells say something else with these settings"])
     distance = comparison.cosine_distance
     if distance is not None:
-        facts.append(["changed by noise", f"{len(comparison.changed_by_noise()):,} of {count:,}"])
-        facts.append(["cosine distance", f"{distance:.4f}"])
+        facts.append([f"{distance:.4f}", "cosine distance, mean over the cells"])
     return facts
 
 
-def _data_url(image: Image.Image) -> str:
+def jpeg(image: Image.Image, side: int) -> bytes:
+    """A page for the browser, no side longer than ``side`` px."""
     small = image.convert("RGB")
-    small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    small.thumbnail((side, side))
     buffer = io.BytesIO()
-    small.save(buffer, format="JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    small.save(buffer, format="JPEG", quality=88)
+    return buffer.getvalue()

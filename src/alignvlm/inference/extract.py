@@ -3,7 +3,7 @@ in one batch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -289,6 +289,8 @@ class Extractor:
         calibration: makes probabilities of scores; default: the model's own.
         min_confidence: values that are less sure are left empty; their words stay.
         max_new_tokens: longest answer.
+        encode: gives a page as :func:`alignvlm.inference.prompt.encode_pages` does, for those who
+            have encoded it before.
 
     Raises:
         ConfigError: a schema that cannot be extracted.
@@ -304,12 +306,14 @@ class Extractor:
         calibration: Calibration | None = None,
         min_confidence: float = 0.0,
         max_new_tokens: int = 64,
+        encode: Callable[[PageImage], Encoded] | None = None,
     ) -> None:
         if not 0 <= min_confidence <= 1:
             raise ConfigError(f"min_confidence must lie between 0 and 1, not {min_confidence}")
         self.model, self.processor, self.fields = model, processor, field_questions(schema)
         self.spelling, self.calibration = spelling, calibration
         self.min_confidence, self.max_new_tokens = min_confidence, max_new_tokens
+        self.encode = encode
         self._tokens = TokenBytes(processor.tokenizer, model.lm_head.out_features)
 
     def page(self, page: PageImage) -> list[FieldValue] | None:
@@ -319,7 +323,10 @@ class Extractor:
             ConfigError: the model's encoder does not read.
             DataError: the page cannot be used.
         """
-        encoded = encode_pages(self.model, self.processor, [page.image])
+        if self.encode is None:
+            encoded = encode_pages(self.model, self.processor, [page.image])
+        else:
+            encoded = self.encode(page)
         spans = page_spans(self.model, [page.image.size], encoded)
         if not any(map(len, encoded.pages or [])):
             return None
