@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ import httpx
 import openai
 import pytest
 import typer
+from PIL import Image
 
 from alignvlm.cli.serving import serve
 from alignvlm.errors import AlignVLMError, ConfigError
@@ -55,7 +57,7 @@ def test_a_process_serves_until_it_is_told_to_end(tiny_model_dir, end):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
-def test_the_web_page_ends_in_good_order_and_forgets_uploads(tiny_model_dir, tmp_path, end):
+def test_the_web_page_ends_in_good_order_and_writes_no_document(tiny_model_dir, tmp_path, end):
     process = subprocess.Popen(
         [sys.executable, "-m", "alignvlm", "demo", str(tiny_model_dir)],
         stdout=subprocess.PIPE,
@@ -68,14 +70,15 @@ def test_the_web_page_ends_in_good_order_and_forgets_uploads(tiny_model_dir, tmp
         line = process.stdout.readline()
         found = re.search(r"http://127\.0\.0\.1:\d+/", line)
         assert found, line or process.stderr.read()  # type: ignore[union-attr]
-        files = {"files": ("secret.png", b"of a visitor")}
-        sent = httpx.post(found[0] + "gradio_api/upload", files=files, timeout=60)
-        assert sent.status_code == 200
-        assert list(tmp_path.rglob("secret.png"))
+        page = io.BytesIO()
+        Image.new("RGB", (64, 48), "white").save(page, "PNG")
+        url = found[0] + "api/documents?name=secret.png"
+        sent = httpx.post(url, content=page.getvalue(), timeout=60)
+        assert sent.status_code == 200 and sent.json()["pages"] == 1
+        assert not [file for file in tmp_path.rglob("*") if file.is_file()]
         process.send_signal(end)
-        out, _ = process.communicate(timeout=60)
-        assert (process.returncode, out) == (0, "")
-        assert not list(tmp_path.rglob("secret.png"))
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out, err) == (0, "", "")
     finally:
         process.kill()
         process.wait()

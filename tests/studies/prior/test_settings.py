@@ -7,9 +7,12 @@ from alignvlm.connectors.configs import connector_config
 
 def test_the_headline_comes_first_with_all_seeds():
     reported = [cell for cell in all_cells() if cell.rate is None]
-    first = reported[: len(HEADLINE) * len(SEEDS)]
-    assert {c.variant for c in first} == set(HEADLINE) and {c.seed for c in first} == set(SEEDS)
-    assert {c.size for c in first} == {max(SIZES)}
+    count = len(HEADLINE) * len(SEEDS)
+    adapted, frozen = reported[:count], reported[count : 2 * count]
+    assert {c.variant for c in adapted} == {f"{name}-low-rank" for name in HEADLINE}
+    assert {c.variant for c in frozen} == set(HEADLINE)
+    for first in (adapted, frozen):
+        assert {c.seed for c in first} == set(SEEDS) and {c.size for c in first} == {max(SIZES)}
 
 
 def test_every_cell_once_and_after_what_it_needs():
