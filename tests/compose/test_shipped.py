@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from alignvlm.compose import shipped
 from alignvlm.errors import WeightsError
+from alignvlm.inference.confidence import Calibration, calibration_of
 from alignvlm.reader import ReaderConfig
 from alignvlm.weights.resolve import resolve
 
@@ -68,6 +69,9 @@ def test_smol_is_the_reader_and_a_language_model_changed(monkeypatch, tmp_path, 
     model = AutoModelForImageTextToText.from_pretrained(folder)
     weight = model.model.language_model.get_submodule(name).weight
     torch.testing.assert_close(weight.detach(), plain.get_submodule(name).weight.detach() + b @ a)
+    assert calibration_of(folder) is None
+    Calibration(0.5, 1.25).save(source / shipped.CALIBRATION)
+    assert calibration_of(resolve("smol")) == Calibration(0.5, 1.25)
 
 
 def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):

@@ -23,6 +23,8 @@ from ..weights.resolve import SHIPPED, resolve, shipped_folder
 from .assemble import compose
 
 WEIGHTS, SETTINGS, STAMP = "weights.safetensors", "settings.json", "shipped.json"
+CALIBRATION = "calibration.json"
+"""Beside the weights, if ``extract``'s confidence was calibrated; goes into the model's folder."""
 READER = "reader"
 FORM = 1
 """Raise it when composing changes: folders of an older form are made again."""
@@ -61,6 +63,8 @@ def build(name: str, *, offline: bool = False, progress: bool = True) -> Path:
     settings = json.loads((source / SETTINGS).read_text("utf-8"))
     reader = file_sha256(find(READER, "config.json") / "model.safetensors")
     stamp = {"sha256": file_sha256(source / WEIGHTS), "reader": reader, "form": FORM, **settings}
+    if (source / CALIBRATION).is_file():
+        stamp["calibration"] = file_sha256(source / CALIBRATION)
     if _stamp_of(target) == stamp:  # also where the cache cannot be written
         return target
     try:
@@ -95,6 +99,8 @@ def _write(
     add_low_rank(model.model.language_model, stored)
     model.save_pretrained(folder, max_shard_size="100GB")
     processor.save_pretrained(folder)
+    if (source / CALIBRATION).is_file():
+        shutil.copy(source / CALIBRATION, folder)
 
 
 @torch.no_grad()
