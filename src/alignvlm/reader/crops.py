@@ -57,11 +57,6 @@ class Page:
     def __init__(self, pixels: Float[Tensor, "3 height width"]) -> None:
         self.sizes = [pixels[None]]
 
-    @property
-    def device(self) -> torch.device:
-        """Where the pixels lie."""
-        return self.sizes[0].device
-
     def at(self, level: int) -> Float[Tensor, "1 3 h w"]:
         """The page halved ``level`` times, each pixel the mean of four."""
         while len(self.sizes) <= level:

@@ -17,7 +17,6 @@ from torch import Tensor
 from .boxes import Boxes
 from .crops import Page, batches, widths
 from .decode import Decoded, decode
-from .side_by_side import side_by_side
 
 DOUBTFUL, SURER = 0.8, 0.08
 """A line whose characters are surer than that on average is right; another way of reading it must
@@ -113,15 +112,10 @@ class Recogniser:
         """Each box's line, read as it lies."""
         lines: list[Line | None] = [None] * len(boxes)
         width, done = widths(boxes), 0
-        # the page is halved when that is asked for: only one thread may cut
-        crops = ((index, page.cut(boxes.take(index))) for index in batches(boxes))
-
-        def recognised(one: tuple[NDArray, Tensor]) -> tuple[NDArray, list[Decoded]]:
-            index, crop = one
-            own = width[index]
-            return index, decode(self.logits(crop), crop, own, self.space, self.digits, self.points)
-
-        for index, decoded in side_by_side(recognised, crops, page.device):
+        for index in batches(boxes):
+            crops = page.cut(boxes.take(index))
+            logits = self.logits(crops)
+            decoded = decode(logits, crops, width[index], self.space, self.digits, self.points)
             for i, read in zip(index, decoded, strict=True):
                 lines[i] = Line(boxes.take(slice(i, i + 1)), int(width[i]), read)
             done += len(index)
