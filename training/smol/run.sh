@@ -48,5 +48,5 @@ done
 with_data asked --limit "$scored"
 step answer --weights "$out/weights.safetensors" --device "$device" --documents "$documents"
 with_data judge
-with_data score --receipts 0 --rendered "$rendered"
-with_data score --receipts 0 --rendered "$rendered" --weights "$out/weights.safetensors"
+with_data score --rendered "$rendered"
+with_data score --rendered "$rendered" --weights "$out/weights.safetensors"

@@ -1,9 +1,8 @@
-"""Scores on validation splits: SROIE's fields from true rows, our reader's and RapidOCR's.
+"""Scores of rendered forms and receipts, and what was kept of the language model.
 
     python -m training.smol.score --data ../shared/data --weights runs/smol/weights.safetensors
 
-Also what was kept of the language model: its loss on plain text and on its own answers. Readings
-come from :mod:`.readings` (``--kind sroie --split val``); a page is computed once for its fields.
+Kept: its loss on plain text and on its own answers. :mod:`.judge` scores the benchmarks.
 """
 
 from __future__ import annotations
@@ -21,18 +20,16 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignvlm.compose.shipped import add_low_rank
-from alignvlm.data.benchmarks.tables import SROIESource
 from alignvlm.data.synthetic.render import RenderSpec, render_page
 from alignvlm.eval.metrics import METRICS
+from alignvlm.model.outputs import CACHE
 from alignvlm.weights.resolve import resolve
 
-from . import wording
 from .excerpt import rows_of
 from .mix import HELD_OUT, TEXT_TOKENS
 from .pages import Prompts, Rows, plain
 from .readings import RUNS
 from .sequences import embed, loss_of
-from .store import Readings
 from .train import TEXT
 
 Asked = list[tuple[str, tuple[str, ...]]]
@@ -44,14 +41,15 @@ def answer(model: Any, prompts: Prompts, pages: list[Rows], questions: list[str]
     """Greedy answers to questions about the same pages."""
     ids, q = prompts.prefix(pages)
     inputs = embed(ids, q, model.get_input_embeddings().weight)
-    prefix = model(inputs_embeds=inputs[None], use_cache=True, logits_to_keep=1).past_key_values
+    prefix = model(inputs_embeds=inputs[None], use_cache=True, logits_to_keep=1)[CACHE]
     end = prompts.tokenizer.eos_token_id
     texts = []
     for question in questions:
         cache, said = copy.deepcopy(prefix), []
         new = torch.tensor([prompts.question(question)])
         while len(said) < 96:
-            logits = model(new, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+            given = {"input_ids": new, CACHE: cache}
+            logits = model(**given, use_cache=True, logits_to_keep=1).logits
             token = int(logits[0, -1].argmax())
             if token == end:
                 break
@@ -59,19 +57,6 @@ def answer(model: Any, prompts: Prompts, pages: list[Rows], questions: list[str]
             new = torch.tensor([[token]])
         texts.append(prompts.tokenizer.decode(said))
     return texts
-
-
-def receipts(data: Path, split: str, count: int) -> Iterator[tuple[str, list[str], Asked]]:
-    """Name, true rows, and questions of the first receipts of a split."""
-    source = SROIESource(data / "sroie", split)
-    groups: dict[str, list[int]] = {}
-    for index, row in enumerate(source.rows):
-        groups.setdefault(row.key, []).append(index)
-    for key, numbers in list(groups.items())[:count]:
-        words = source[numbers[0]].words
-        rows = [source.row(i) for i in numbers]
-        asked = [(wording.task("sroie", row.question), row.answers) for row in rows]
-        yield Path(key).stem, rows_of(words[0] if words else []), asked
 
 
 def rendered(count: int) -> Iterator[tuple[list[str], Asked]]:
@@ -110,12 +95,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, help="of export; without: the untouched model")
     parser.add_argument("--out", type=Path, default=RUNS)
-    parser.add_argument("--split", default="val")
-    parser.add_argument("--receipts", type=int, default=15)
     parser.add_argument("--rendered", type=int, default=20, help="pages")
-    parser.add_argument("--from", dest="sources", nargs="*",
-                        default=["reader", "hard", "true"],
-                        choices=["reader", "hard", "true", "rapidocr"])  # fmt: skip
     parser.add_argument("--show", action="store_true", help="wrong answers")
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -127,27 +107,6 @@ def main() -> None:
     result: dict[str, Any] = {"weights": str(asked.weights)}
     result |= kept(model, prompts, asked.data, asked.out)
     print(result, flush=True)
-    folder = asked.out / "readings"
-    ours = Readings(folder / f"sroie-{asked.split}.jsonl")
-    rapid = Readings(folder / f"rapidocr-{asked.split}.jsonl")
-    found = list(receipts(asked.data, asked.split, asked.receipts))
-    for source in asked.sources:
-        verdicts = []
-        for name, rows, questions in found:
-            stored = {"reader": ours, "hard": ours, "rapidocr": rapid}.get(source)
-            pages: Any = [[plain(row) for row in rows]] if stored is None else stored.get(name)
-            if pages is None:
-                continue
-            if source == "hard":
-                pages = [[plain(row.text) for row in page] for page in pages]
-            said = answer(model, prompts, pages, [q for q, _ in questions])
-            for text, (question, gold) in zip(said, questions):
-                verdicts.append(METRICS["sroie_f1"].verdict(text, gold))
-                if asked.show and not verdicts[-1]["tp"]:
-                    print(source, name, question.split("\n")[0], repr(text), gold, flush=True)
-        score = round(METRICS["sroie_f1"].aggregate(verdicts), 4) if verdicts else None
-        result[f"sroie from {source}"] = [score, len(verdicts)]
-        print(source, score, f"{len(verdicts)} fields", flush=True)
     verdicts, exact = [], 0
     for rows, questions in rendered(asked.rendered):
         said = answer(model, prompts, [[plain(row) for row in rows]], [q for q, _ in questions])
