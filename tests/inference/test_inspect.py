@@ -181,7 +181,7 @@ def test_model_info_refuses_other_models(tiny_lm_dir, tmp_path):
     with pytest.raises(WeightsError, match="a 'llama' model, not an alignvlm model"):
         model_info(str(tiny_lm_dir))
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(WeightsError, match=r"config\.json cannot be read"):
+    with pytest.raises(WeightsError, match="not a valid JSON file"):
         model_info(str(tmp_path))
 
 
