@@ -222,7 +222,7 @@ def test_a_killed_run_of_two_resumes(one, tmp_path):
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        wait_for_checkpoint(stage / "checkpoint-2", process, 200)
+        wait_for_checkpoint(stage / "checkpoint-2", process, 200, processes=2)
     finally:
         kill(process)
     assert not out.exists()

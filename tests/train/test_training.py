@@ -27,7 +27,7 @@ from alignvlm.train import Recipe, load_recipe, train
 from alignvlm.train import training as run_module
 from alignvlm.train.recipe import parse_recipe
 from alignvlm.train.stages import build_mix
-from alignvlm.train.training import build_model, kept_tokens, last_checkpoint
+from alignvlm.train.training import build_model, kept_tokens, last_checkpoint, written_whole
 
 PAGE = {
     "layout": "text", "width": 112, "height": 28, "font_px": [20, 20], "fonts": ["DejaVuSans"],
@@ -361,6 +361,20 @@ def test_a_checkpoint_with_a_missing_file_is_skipped(stopped, tmp_path, name):
     assert not out.exists()
 
 
+def test_every_process_has_written_its_random_state(tmp_path):
+    for name in ("model.safetensors", "optimizer.pt"):
+        (tmp_path / name).touch()
+    (tmp_path / "trainer_state.json").write_text("{}")
+    torch.save({"cpu": torch.zeros(5000)}, tmp_path / "rng_state_0.pth")
+    assert written_whole(tmp_path, 1)
+    assert not written_whole(tmp_path, 2)
+    other = tmp_path / "rng_state_1.pth"
+    whole = (tmp_path / "rng_state_0.pth").read_bytes()
+    for size in (0, len(whole) // 2, len(whole)):
+        other.write_bytes(whole[:size])
+        assert written_whole(tmp_path, 2) == (size == len(whole))
+
+
 def test_a_truncated_checkpoint_is_skipped(recipe, stopped, unbroken, tmp_path):
     out = copy_of(stopped, tmp_path / "m")
     stage = tmp_path / "m.training" / "01-alignment"
@@ -385,8 +399,9 @@ def test_the_newest_checkpoint_is_by_number(tmp_path):
     for step in (9, 10, 100):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
-        for name in ("model.safetensors", "optimizer.pt", "rng_state.pth"):
+        for name in ("model.safetensors", "optimizer.pt"):
             (folder / name).touch()
+        torch.save({}, folder / "rng_state.pth")
         (folder / "trainer_state.json").write_text("{}")
     assert last_checkpoint(tmp_path).name == "checkpoint-100"
     assert last_checkpoint(tmp_path / "nothing") is None

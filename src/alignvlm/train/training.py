@@ -16,6 +16,7 @@ from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 import transformers
@@ -51,7 +52,7 @@ VOCABULARY_PAGES = 500
 """Pages counted to choose a pruned vocabulary."""
 PROBE_PAGES = 24
 """Unseen pages read before and after a stage."""
-CHECKPOINT_FILES = (("*model*", "global_step*"), ("optimizer*", "global_step*"), ("rng_state*",))
+CHECKPOINT_FILES = (("*model*", "global_step*"), ("optimizer*", "global_step*"))
 """What a checkpoint must hold, one of each; DeepSpeed keeps the first two in ``global_step*``."""
 Report = Callable[[str], None]
 
@@ -279,22 +280,29 @@ def _save_stage(
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written whole.
-
-    The Trainer writes its state file last; a checkpoint without a readable one, or without weights
-    or optimiser, was cut short by a crash, and is removed.
-    """
+    """The newest checkpoint that was written whole; others were cut short by a crash, and go."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     for checkpoint in reversed(found):
-        try:
-            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-            names = [path.name for path in checkpoint.iterdir()]
-            if all(any(fnmatch(n, p) for n in names for p in kind) for kind in CHECKPOINT_FILES):
-                return checkpoint
-        except (OSError, ValueError):
-            pass
+        if written_whole(checkpoint, PartialState().num_processes):
+            return checkpoint
         shutil.rmtree(checkpoint, ignore_errors=True)
     return None
+
+
+def written_whole(checkpoint: Path, processes: int) -> bool:
+    """Whether a checkpoint has weights, optimiser, and each process's random state.
+
+    The Trainer's first process writes its state file last, but does not wait for the random states
+    of the others: they may be missing or cut short beside it.
+    """
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        names = [path.name for path in checkpoint.iterdir()]
+    except (OSError, ValueError):
+        return False
+    states = list(checkpoint.glob("rng_state*"))
+    kinds = all(any(fnmatch(n, p) for n in names for p in kind) for kind in CHECKPOINT_FILES)
+    return kinds and len(states) >= processes and all(map(is_zipfile, states))
 
 
 def _finish(recipe: Recipe, work: Path, out: Path, overwrite: bool) -> None:
