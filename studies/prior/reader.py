@@ -9,27 +9,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from alignvlm.connectors import AlignConnector, build_connector
+from alignvlm.connectors.configs import connector_config
+from alignvlm.connectors.keys import BETA, inverse_covariance, key_norms
+from alignvlm.ops import vocab_stats
+
 from .batches import Batch, Batcher
 from .language_model import LanguageModel
 from .settings import D_CELL, MOST_CELLS, Variant
 from .store import Pages
-from .without_pydantic import stand_in
 
-stand_in()
-
-from alignvlm.connectors import AlignConnector, build_connector  # noqa: E402
-from alignvlm.connectors import configs as connector_configs  # noqa: E402
-from alignvlm.connectors.keys import BETA, inverse_covariance, key_norms  # noqa: E402
-from alignvlm.ops import vocab_stats  # noqa: E402
-
-CONFIGS = {
-    "align": connector_configs.AlignConfig,
-    "mlp": connector_configs.MLPConfig,
-    "ovis": connector_configs.OvisConfig,
-    "perceiver": connector_configs.PerceiverConfig,
-    "h_reducer": connector_configs.HReducerConfig,
-    "c_abstractor": connector_configs.CAbstractorConfig,
-}
 POINTWISE = ("align", "mlp", "ovis")
 """Connectors that treat each cell alone: they get a batch's cells in one row, without padding."""
 PROMPT = 16
@@ -64,7 +53,7 @@ class Reader(nn.Module):
         values = dict(variant.connector)
         if dense and self.kind in ("align", "ovis"):
             values["impl"] = "reference"
-        config = CONFIGS[self.kind](**values)
+        config = connector_config(values)
         self.config = config
         self.connector = build_connector(
             config, D_CELL, language.width, len(table), (1, MOST_CELLS)

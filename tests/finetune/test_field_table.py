@@ -12,8 +12,8 @@ from tests.documents.test_documents import make_pdf, text_at
 
 from alignvlm.errors import DataError
 from alignvlm.finetune.field_table import FieldTable
-from alignvlm.inference.extract import field_questions
 from alignvlm.inference.extractive import ABSENT
+from alignvlm.inference.field_schema import field_questions
 
 Table = Callable[..., FieldTable]
 

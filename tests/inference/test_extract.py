@@ -16,14 +16,9 @@ from alignvlm.errors import AlignVLMError, ConfigError, DataError
 from alignvlm.inference import extract as module
 from alignvlm.inference.ask import ask, encode_pages
 from alignvlm.inference.confidence import Calibration
-from alignvlm.inference.extract import (
-    Extractor,
-    FieldQuestion,
-    answer_together,
-    extract,
-    field_questions,
-)
+from alignvlm.inference.extract import Extractor, answer_together, extract
 from alignvlm.inference.extractive import PageSpans
+from alignvlm.inference.field_schema import FieldQuestion, field_questions
 
 
 class Invoice(BaseModel):

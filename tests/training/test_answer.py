@@ -1,27 +1,15 @@
 import pytest
 import torch
-from training.smol.answer import add_changes, answers, one_by_one, prompts_of
+from tests.training.tiny_llama import END, VOCABULARY, tiny_llama
+from training.smol.answer import answers, one_by_one, prompts_of
 from training.smol.batches import Examples
 from training.smol.sequences import branch, embed
 from training.smol.shards import pack, write
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
-
-from alignvlm.compose.shipped import add_low_rank
-
-VOCABULARY, END = 40, 2
 
 
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
-        initializer_range=0.4,
-    )  # fmt: skip
-    made = LlamaForCausalLM(config).eval()
-    made.generation_config = GenerationConfig(eos_token_id=END, pad_token_id=END)
-    return made
+    return tiny_llama(initializer_range=0.4)
 
 
 def greedy(model, inputs, longest):
@@ -57,20 +45,3 @@ def test_many_at_once_are_answered_as_one_by_one(model, tmp_path):
     assert said == [greedy(model, prompt, 8) for prompt in alone]
     assert len({tuple(one) for one in said}) > 3
     assert [ids for n in range(3) for ids in one_by_one(model, examples, n, 8)] == said
-
-
-def test_changes_are_those_of_the_shipped_model(model, tmp_path):
-    from safetensors.torch import save_file
-
-    generator = torch.Generator().manual_seed(4)
-    changes = {
-        "text.layers.0.self_attn.q_proj.a": torch.randn(2, 32, generator=generator),
-        "text.layers.0.self_attn.q_proj.b": torch.randn(32, 2, generator=generator),
-    }
-    save_file(changes, tmp_path / "weights.safetensors")
-    other = LlamaForCausalLM(model.config)
-    other.load_state_dict(model.state_dict())
-    add_changes(model.model, [tmp_path / "weights.safetensors"])
-    add_low_rank(other.model, changes)
-    for one, two in zip(model.parameters(), other.parameters(), strict=True):
-        assert torch.equal(one, two)

@@ -1,29 +1,18 @@
 import argparse
+import itertools
 import json
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.training.tiny_llama import VOCABULARY, tiny_llama
 from training.smol.batches import Examples, answer_loss
 from training.smol.sequences import Sequence4D, branch, loss_of
 from training.smol.shards import KINDS, pack, prompt_arrays, write
 from training.smol.train_gpu import Run
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from alignvlm.compose.shipped import add_low_rank
-
-VOCABULARY = 40
-
-
-def model_of(seed=0):
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
-        bos_token_id=1, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
 
 
 def sequence(seed, branches, length=9, width=3) -> Sequence4D:
@@ -71,7 +60,7 @@ def test_what_is_stored_comes_back(stored):
 
 def test_a_batch_has_the_losses_of_its_sequences(stored):
     folder, made = stored
-    model = model_of()
+    model = tiny_llama()
     with torch.no_grad():
         together = answer_loss(model, examples_of(folder).batch([0, 1, 3]))
         for found, number in zip(together, (0, 1, 3), strict=True):
@@ -102,18 +91,20 @@ def asked_for(folder, **changes):
 def test_training_learns_and_what_is_written_is_what_was_trained(stored, tmp_path):
     folder, _ = stored
     examples = examples_of(folder)
-    run = Run(model_of(), examples, asked_for(folder))
+    run = Run(tiny_llama(), examples, asked_for(folder))
     batch = examples.batch([0, 1, 3])
     before = answer_loss(run.model, batch).mean().item()
     run.parts = 2
-    run.train(tmp_path)
+    ticks = itertools.count()
+    run.train(tmp_path, clock=lambda: 0.1 * next(ticks))
+    assert run.step == 19  # of 2 s, a tenth a step
     with torch.no_grad():
         after = answer_loss(run.model, batch)
     assert after.mean() < 0.97 * before
     text = (tmp_path / "curve.jsonl").read_text("utf-8")
     lines = [json.loads(line) for line in text.splitlines()]
     assert lines[-1]["sroie"] < lines[0]["sroie"]
-    plain = model_of()
+    plain = tiny_llama()
     changes = load_file(tmp_path / "weights-0.safetensors")
     changes |= load_file(tmp_path / "weights-1.safetensors")
     add_low_rank(plain.model, {name: value.float() for name, value in changes.items()})

@@ -1,20 +1,13 @@
 import pytest
 import torch
+from tests.training.tiny_llama import VOCABULARY, tiny_llama
 from tokenizers import Tokenizer, models, pre_tokenizers
 from training.smol.sequences import branch, embed, loss_of
-from transformers import LlamaConfig, LlamaForCausalLM
-
-VOCABULARY = 40
 
 
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).double().eval()
+    return tiny_llama().double()
 
 
 def soft_prefix(length=9, width=3):

@@ -11,6 +11,7 @@ import argparse
 import copy
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +20,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from .batches import Examples, folder_of
+from alignvlm.compose.shipped import add_low_rank
+from alignvlm.model.outputs import CACHE
+from alignvlm.weights.resolve import resolve
 
-PREFIX = "text."
-
-
-@torch.no_grad()
-def add_changes(language_model: nn.Module, files: list[Path]) -> None:
-    """Add the stored low-rank changes, as ``alignvlm.compose.shipped`` does."""
-    for file in files:
-        stored = {key: value.float() for key, value in load_file(file).items()}
-        for key, a in stored.items():
-            if key.endswith(".a"):
-                name = key.removeprefix(PREFIX).removesuffix(".a")
-                weight = language_model.get_submodule(name).weight
-                change = stored[f"{PREFIX}{name}.b"] @ a
-                weight += change.to(weight)
+from .batches import Examples
+from .readings import RUNS
+from .train import TEXT
 
 
 def prompts_of(examples: Examples, number: int, weight: Tensor) -> list[Tensor]:
@@ -76,19 +68,25 @@ def answers(model: Any, prompts: list[Tensor], longest: int, tokens: int) -> lis
     return found
 
 
-@torch.inference_mode()
 def one_by_one(model: Any, examples: Examples, number: int, longest: int) -> list[list[int]]:
-    """Greedy answers about one document, which is computed once: the way for a CPU."""
-    from alignvlm.model.outputs import CACHE  # not there where only answers are made, on a card
-
-    weight, end = model.get_input_embeddings().weight, model.generation_config.eos_token_id
+    """Greedy answers about one document: the way for a CPU."""
+    weight = model.get_input_embeddings().weight.detach()
     batch, size = examples.batch([number]), int(examples.length[number])
     inputs, owner = batch.embed(weight)[0, :size], batch.owner[0, :size]
-    prefix = model(inputs_embeds=inputs[owner == 0][None], use_cache=True, logits_to_keep=1)
+    questions = [inputs[owner == n] for n in range(1, int(owner.max()) + 1)]
+    return after_prefix(model, inputs[owner == 0], questions, longest)
+
+
+@torch.inference_mode()
+def after_prefix(
+    model: Any, prefix: Tensor, questions: Sequence[Tensor], longest: int
+) -> list[list[int]]:
+    """Greedy answers to questions ``[n, d]`` behind a prefix ``[p, d]`` that is computed once."""
+    weight, end = model.get_input_embeddings().weight, model.generation_config.eos_token_id
+    seen = model(inputs_embeds=prefix[None], use_cache=True, logits_to_keep=1)[CACHE]
     found = []
-    for question in range(1, int(owner.max()) + 1):
-        cache, said = copy.deepcopy(prefix[CACHE]), []
-        new = inputs[owner == question][None]
+    for question in questions:
+        cache, said, new = copy.deepcopy(seen), [], question[None]
         while len(said) < longest:
             given = {"inputs_embeds": new, CACHE: cache}
             out = model(**given, use_cache=True, logits_to_keep=1)
@@ -105,8 +103,8 @@ def main() -> None:
     """Answer and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--language-model", type=Path, help="folder of SmolLM2-135M-Instruct")
-    parser.add_argument("--weights", type=Path, nargs="*", default=[], help="low-rank changes")
-    parser.add_argument("--out", type=Path, default=Path("runs/smol"))
+    parser.add_argument("--weights", type=Path, help="low-rank changes")
+    parser.add_argument("--out", type=Path, default=RUNS)
     parser.add_argument("--only", nargs="+", metavar="TASK-GIVEN", help="these alone")
     parser.add_argument("--documents", type=int, help="of each, at most")
     parser.add_argument("--device", default="cuda")
@@ -114,9 +112,10 @@ def main() -> None:
     asked = parser.parse_args()
     device = torch.device(asked.device)
     torch.set_float32_matmul_precision("high")
-    folder = folder_of(asked.language_model)
+    folder = asked.language_model or resolve(TEXT)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    add_changes(model.model, asked.weights)
+    if asked.weights:
+        add_low_rank(model.model, {k: v.float() for k, v in load_file(asked.weights).items()})
     model.to(device).eval()
     weight = model.get_input_embeddings().weight.detach()
     out = asked.out / "answers"

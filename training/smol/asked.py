@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from transformers import AutoTokenizer
 
 from alignvlm.data.synthetic.render import render_table
 from alignvlm.documents.opening import pdf_page_count, pdf_words
 from alignvlm.errors import AlignVLMError
 from alignvlm.eval.tasks import load_task
 from alignvlm.eval.tasks.local_tasks import LOCAL_TASKS
+from alignvlm.weights.resolve import resolve
 
 from .excerpt import rows_of
 from .pages import Prompts, Rows, plain
@@ -31,6 +33,7 @@ from .readings import RUNS
 from .sequences import Sequence4D, branch
 from .shards import LONGEST_ASKED, pack, write
 from .store import Readings
+from .train import TEXT
 
 SPLITS = {"sroie": "val", "deepform": "val", "wtq": "dev", "tabfact": "val", "chartqa": "val"}
 GIVEN = ("reader", "hard", "rapidocr", "true", "nothing")
@@ -108,12 +111,6 @@ def sequence(prompts: Prompts, task: Any, document: Document) -> Sequence4D:
 
 def main() -> None:
     """Write what was not written yet."""
-    from transformers import AutoTokenizer
-
-    from alignvlm.weights.resolve import resolve
-
-    from .train import TEXT
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=RUNS)

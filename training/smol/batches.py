@@ -175,14 +175,3 @@ def drift(model: Any, untouched: Any, batch: Batch) -> Tensor:
     logits = model(inputs_embeds=inputs, use_cache=False).logits.float().log_softmax(-1)
     divergence = nn.functional.kl_div(logits, target, log_target=True, reduction="none").sum(-1)
     return (divergence * real).sum(1) / real.sum(1).clamp(min=1)
-
-
-def folder_of(language_model: Path | None) -> Path:
-    """A folder that was named, or the language model from where the project takes it."""
-    if language_model is not None:
-        return language_model
-    from alignvlm.weights.resolve import resolve  # not there where only examples and weights are
-
-    from .train import TEXT
-
-    return resolve(TEXT)

@@ -19,10 +19,10 @@ cd "$(dirname "$0")/../.."
 export OMP_NUM_THREADS=1
 python=${PYTHON:-.venv/bin/python}
 out=runs/smol receipts=10000 contracts=10000 charts=10000 prompts=300 scored=10000 rendered=20 rank=64
-minutes=$way seconds=${3:-240} device=cuda examples=1000 tokens=14000000 batch=49152 documents=10000
+minutes=$way seconds=${3:-240} device=cuda examples=1000 tokens=14000000 batch=49152 documents=10000 given=
 if [ "$way" = --smoke ]; then
     out=runs/smol-smoke receipts=3 contracts=1 charts=3 prompts=8 scored=2 rendered=2 rank=4
-    minutes=1 seconds=20 device=cpu examples=12 tokens=3000 batch=600 documents=1
+    minutes=1 seconds=20 device=cpu examples=12 tokens=3000 batch=600 documents=1 given="--tasks sroie wtq --given reader true nothing"
 fi
 mkdir -p "$out"
 step() { module=$1; shift; "$python" -m "training.smol.$module" --out "$out" "$@"; }
@@ -45,7 +45,7 @@ fi
 for kind in sroie chartqa deepform; do
     with_data readings --kind "$kind" --split val --limit "$scored"
 done
-with_data asked --limit "$scored"
+with_data asked --limit "$scored" $given
 step answer --weights "$out/weights.safetensors" --device "$device" --documents "$documents"
 with_data judge
 with_data score --rendered "$rendered"

@@ -8,7 +8,6 @@ Kept: its loss on plain text and on its own answers. :mod:`.judge` scores the be
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import random
 from collections.abc import Iterator
@@ -22,9 +21,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from alignvlm.compose.shipped import add_low_rank
 from alignvlm.data.synthetic.render import RenderSpec, render_page
 from alignvlm.eval.metrics import METRICS
-from alignvlm.model.outputs import CACHE
 from alignvlm.weights.resolve import resolve
 
+from .answer import after_prefix
 from .excerpt import rows_of
 from .mix import HELD_OUT, TEXT_TOKENS
 from .pages import Prompts, Rows, plain
@@ -34,29 +33,16 @@ from .train import TEXT
 
 Asked = list[tuple[str, tuple[str, ...]]]
 """Questions as they are asked, and the accepted answers."""
+LONGEST = 96
+"""Tokens of an answer."""
 
 
-@torch.inference_mode()
 def answer(model: Any, prompts: Prompts, pages: list[Rows], questions: list[str]) -> list[str]:
     """Greedy answers to questions about the same pages."""
-    ids, q = prompts.prefix(pages)
-    inputs = embed(ids, q, model.get_input_embeddings().weight)
-    prefix = model(inputs_embeds=inputs[None], use_cache=True, logits_to_keep=1)[CACHE]
-    end = prompts.tokenizer.eos_token_id
-    texts = []
-    for question in questions:
-        cache, said = copy.deepcopy(prefix), []
-        new = torch.tensor([prompts.question(question)])
-        while len(said) < 96:
-            given = {"input_ids": new, CACHE: cache}
-            logits = model(**given, use_cache=True, logits_to_keep=1).logits
-            token = int(logits[0, -1].argmax())
-            if token == end:
-                break
-            said.append(token)
-            new = torch.tensor([[token]])
-        texts.append(prompts.tokenizer.decode(said))
-    return texts
+    weight = model.get_input_embeddings().weight.detach()
+    prefix = embed(*prompts.prefix(pages), weight)
+    asked = [weight[prompts.question(question)] for question in questions]
+    return [prompts.tokenizer.decode(ids) for ids in after_prefix(model, prefix, asked, LONGEST)]
 
 
 def rendered(count: int) -> Iterator[tuple[list[str], Asked]]:

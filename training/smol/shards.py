@@ -19,8 +19,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import AutoTokenizer
 
+from alignvlm.weights.resolve import resolve
+
+from .mix import LONG_SHARES, TEXT_TOKENS, Mix
+from .own_words import prompts as own_prompts
+from .pages import TURN, USER, Prompts
+from .readings import RUNS
 from .sequences import Sequence4D
+from .train import TEXT
 
 KINDS = ("sroie", "form", "receipt", "deepform", "wtq", "tabfact", "chartqa", "instruct", "text")
 EXAMPLES = 1000
@@ -77,16 +85,6 @@ def prompt_arrays(prompts: Sequence[list[int]]) -> Arrays:
 
 def main() -> None:
     """Make what is missing."""
-    from transformers import AutoTokenizer
-
-    from alignvlm.weights.resolve import resolve
-
-    from .mix import LONG_SHARES, TEXT_TOKENS, Mix
-    from .own_words import prompts as own_prompts
-    from .pages import TURN, USER, Prompts
-    from .readings import RUNS
-    from .train import TEXT
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=RUNS)

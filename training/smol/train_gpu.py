@@ -16,7 +16,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import AutoModelForCausalLM
 
-from .batches import Batch, Examples, answer_loss, drift, folder_of
-from .shards import KINDS
+from alignvlm.weights.resolve import resolve
 
-LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+from .batches import Batch, Examples, answer_loss, drift
+from .readings import RUNS
+from .shards import KINDS
+from .train import LINEAR, TEXT
+
 TEXTS, TEXT_SHARE = 8, 0.06
 """Pieces of plain text a step, and the share of the loss that is theirs."""
 SAVE_EVERY = 60.0
@@ -197,13 +200,13 @@ class Run:
         self.step += 1
         return pages, texts.detach().mean()
 
-    def train(self, folder: Path) -> None:
+    def train(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
         """Until the time is used up; the weights are written every minute and at the end."""
-        start, every, saved = time.monotonic(), self.asked.log_every, 0.0
+        start, every, saved = clock(), self.asked.log_every, 0.0
         seen: list[tuple[list[int], Tensor, Tensor]] = []
         with (folder / "curve.jsonl").open("a", encoding="utf-8") as file:
             for chosen in self.batches():
-                spent = time.monotonic() - start
+                spent = clock() - start
                 if spent >= self.asked.seconds:
                     break
                 left = 1 - spent / self.asked.seconds
@@ -219,7 +222,7 @@ class Run:
                 if spent - saved > SAVE_EVERY:
                     self.save(folder, spent)
                     saved = spent
-        self.save(folder, time.monotonic() - start)
+        self.save(folder, clock() - start)
 
     def save(self, folder: Path, seconds: float) -> None:
         """Write the changes, and what they cost."""
@@ -243,8 +246,8 @@ def arguments() -> argparse.Namespace:
     """What is asked for on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--language-model", type=Path, help="folder of SmolLM2-135M-Instruct")
-    parser.add_argument("--shards", type=Path, default=Path("runs/smol/shards"))
-    parser.add_argument("--out", type=Path, default=Path("runs/smol"))
+    parser.add_argument("--shards", type=Path, default=RUNS / "shards")
+    parser.add_argument("--out", type=Path, default=RUNS)
     parser.add_argument("--seconds", type=float, default=240)
     parser.add_argument("--tokens", type=int, default=49_152, help="of a step, pads included")
     parser.add_argument("--rank", type=int, default=64)
@@ -269,7 +272,7 @@ def main() -> None:
     files = sorted(path for path in asked.shards.glob("*.npz") if path.stem.isdigit())
     examples = Examples(files, device)
     print(f"{len(examples)} examples, {examples.length.sum():,} tokens", flush=True)
-    folder = folder_of(asked.language_model)
+    folder = asked.language_model or resolve(TEXT)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
     asked.out.mkdir(parents=True, exist_ok=True)
     run = Run(model, examples, asked)

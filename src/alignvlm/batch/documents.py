@@ -20,7 +20,8 @@ from ..errors import ConfigError, DataError
 from ..inference.answerers import Weights
 from ..inference.ask import load_model
 from ..inference.confidence import calibration_of
-from ..inference.extract import Extractor, Schema
+from ..inference.extract import Extractor
+from ..inference.field_schema import Schema
 from ..inference.values import Spelling
 from ..weights.resolve import resolve
 from .driver import Run, finish_rows, where_workers_find

@@ -39,7 +39,7 @@ from .options import (
 if TYPE_CHECKING:
     from ..batch.documents import Extracting
     from ..batch.pool import Pool
-    from ..inference.extract import Schema
+    from ..inference.field_schema import Schema
 
 FORMATS = ("table", "csv", "jsonl")
 WIDTH = 40
@@ -199,7 +199,7 @@ class _Table:
     """
 
     def __init__(self, out: Path | None, form: str, extracting: Extracting) -> None:
-        from ..inference.extract import field_questions
+        from ..inference.field_schema import field_questions
 
         self.out, self.form, self.extracting = out, form, extracting
         self.questions = field_questions(extracting.schema)
