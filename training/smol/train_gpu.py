@@ -5,7 +5,7 @@
 
 Low-rank changes are added to the weights once a step rather than to the activations of each token,
 so that a step costs what a step of all weights costs; what is trained and stored is the same.
-Writes ``weights.safetensors`` as :mod:`.export` does, in so many ``--pieces``, and ``curve.jsonl``.
+Writes ``weights.safetensors`` as :mod:`.export` does, and ``curve.jsonl``.
 ``--device cpu --tokens 2000`` rehearses it.
 """
 
@@ -30,6 +30,7 @@ from transformers import AutoModelForCausalLM
 from alignvlm.weights.resolve import resolve
 
 from .batches import Batch, Examples, answer_loss, drift
+from .export import PREFIX, shipped_changes
 from .readings import RUNS
 from .shards import KINDS
 from .train import LINEAR, TEXT
@@ -75,24 +76,13 @@ def low_rank(model: nn.Module, rank: int, scale: float) -> dict[str, LowRank]:
     return found
 
 
-def shipped(changes: dict[str, LowRank]) -> dict[str, Tensor]:
-    """The changes as ``alignvlm.compose.shipped`` puts them on."""
-    result = {}
-    for name, change in changes.items():
-        for side in ("a", "b"):
-            value = getattr(change, side).detach() * change.scale**0.5
-            result[f"text.{name}.{side}"] = value.to(torch.float16).cpu().contiguous()
-    return result
-
-
-def save(tensors: dict[str, Tensor], folder: Path, about: dict[str, str], pieces: int) -> None:
-    """Write the changes in so many files."""
-    names = list(tensors)
-    size = -(-len(names) // pieces)
-    for number in range(pieces):
-        own = {name: tensors[name] for name in names[number * size : (number + 1) * size]}
-        end = f"-{number}" if pieces > 1 else ""
-        save_file(own, folder / f"weights{end}.safetensors", about)
+def adapters(changes: dict[str, LowRank]) -> dict[str, Tensor]:
+    """The changes under the names that peft gives adapters, as :mod:`.train` stores them."""
+    return {
+        f"{PREFIX}{name}.lora_{side}.weight": value.detach().cpu()
+        for name, change in changes.items()
+        for side, value in (("A", change.a), ("B", change.b))
+    }
 
 
 @torch.inference_mode()
@@ -110,8 +100,7 @@ def own_answers(model: Any, prompts: Path, limit: int, device: torch.device) -> 
         said = model.generate(
             padded, attention_mask=mask, max_new_tokens=OWN_TOKENS, do_sample=False, pad_token_id=0
         )[:, size:].cpu()
-        made += [torch.cat([p, answer]) for p, answer in zip(own, said)]
-        made[-len(own) :] = [_until_end(p, model) for p in made[-len(own) :]]
+        made += [torch.cat([p, _without_padding(answer)]) for p, answer in zip(own, said)]
     lengths = [len(p) for p in ids]
     return [
         _texts(made[i : i + TEXTS], lengths[i : i + TEXTS], device)
@@ -119,10 +108,9 @@ def own_answers(model: Any, prompts: Path, limit: int, device: torch.device) -> 
     ]
 
 
-def _until_end(ids: Tensor, model: Any) -> Tensor:
-    """Up to the padding after an answer's end."""
-    real = (ids != 0).nonzero()
-    return ids[: int(real[-1]) + 1]
+def _without_padding(answer: Tensor) -> Tensor:
+    real = answer.nonzero()
+    return answer[: int(real[-1]) + 1] if len(real) else answer[:0]
 
 
 def _texts(texts: list[Tensor], asked: list[int], device: torch.device) -> Batch:
@@ -230,8 +218,9 @@ class Run:
             "step": self.step, "tokens": self.tokens, "rank": self.asked.rank,
             "alpha": self.asked.alpha, "seconds": round(seconds),
         }  # fmt: skip
+        changes = shipped_changes(adapters(self.changes), self.asked.alpha / self.asked.rank)
         texts = {key: str(value) for key, value in about.items()}
-        save(shipped(self.changes), folder, texts, self.asked.pieces)
+        save_file(changes, folder / "weights.safetensors", texts)
         print(f"written: {about}", flush=True)
 
     def _means(self, seen: list[tuple[list[int], Tensor, Tensor]]) -> dict[str, float]:
@@ -255,7 +244,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=7e-4)
     parser.add_argument("--warmup", type=int, default=30, help="steps")
     parser.add_argument("--prompts", type=int, default=800, help="that the model answers itself")
-    parser.add_argument("--pieces", type=int, default=1)
     parser.add_argument("--log-every", type=int, default=20, help="steps")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seed", type=int, default=0)
