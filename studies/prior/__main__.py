@@ -4,7 +4,7 @@
 
     python -m studies.prior.prepare --language-model DIR --receipts DIR   # once: the features
     python -m studies.prior run --language-model DIR                      # resumable
-    python -m studies.prior run --language-model DIR --device cuda --parallel 8 --seconds 200
+    python -m studies.prior run --language-model DIR --device cuda --parallel 3 --side-by-side 8
     python -m studies.prior list --cells align,mlp
 """
 
@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/study/prior"))
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--parallel", type=int, default=1, help="worker processes")
+    parser.add_argument("--side-by-side", type=int, default=1, help="cells a worker trains at once")
     parser.add_argument("--seconds", type=float, default=1e9, help="stop everything after that")
     parser.add_argument("--smoke", action="store_true", help="two steps a cell, to see it run")
     asked = parser.parse_args()
@@ -40,7 +41,7 @@ def main() -> None:
         parser.error("run needs --language-model")
     run_cells(
         cells, asked.pages, asked.language_model, asked.results, asked.device,
-        asked.parallel, asked.seconds, smoke=asked.smoke,
+        asked.parallel, asked.side_by_side, asked.seconds, smoke=asked.smoke,
     )  # fmt: skip
 
 

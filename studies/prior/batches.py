@@ -21,15 +21,27 @@ END = "<|im_end|>"
 MOST_ANSWER = 64
 """Tokens of an answer that is trained on; longer ones are cut."""
 OCTAVES = 6
+SEVERAL = 96
+"""Prompts of several pages that are measured."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about a page."""
+    """What is asked about a page, or about one of several in one prompt.
+
+    Attributes:
+        among: all pages of the prompt, ``page`` one of them; empty: ``page`` alone.
+    """
 
     page: int
     question: str
     answer: str
+    among: tuple[int, ...] = ()
+
+    @property
+    def pages(self) -> tuple[int, ...]:
+        """All pages of the prompt, in order."""
+        return self.among or (self.page,)
 
 
 @dataclass(frozen=True)
@@ -39,8 +51,8 @@ class Batch:
     Attributes:
         ids: int64 ``[b, n]``; 0 where visual tokens or padding stand.
         visual: int64 ``[v]``, flat places of the visual tokens in ``ids``.
-        taken: int64 ``[v]``, which visual token stands there: flat in ``[b, tokens]``.
-        cells: ``[b, MOST_CELLS, D_CELL]``, zeros behind each page's last one.
+        taken: int64 ``[v]``, which visual token stands there: flat in ``[pages, tokens]``.
+        cells: ``[pages, MOST_CELLS, D_CELL]`` of all prompts, zeros behind each page's last one.
         kept: int64 ``[c]``, flat places of real cells in ``cells``.
         targets: int64 ``[c]``, the token that starts in each real cell.
         answers: int64 ``[a]``, flat places whose next token is of an answer, and ``wanted`` which.
@@ -107,23 +119,30 @@ class Batcher:
 
     def batch(self, questions: Sequence[Question], *, answers: bool = True) -> Batch:
         """Put questions side by side; without ``answers`` for generation."""
-        rows, b = [], len(questions)
-        cells = torch.zeros(b, MOST_CELLS, D_CELL)
-        visual, taken, kept, targets = [], [], [], []
-        before = self.encode(BEFORE)
-        lengths, places, wanted, owner = [], [], [], []
-        for i, asked in enumerate(questions):
-            own = self.cells(asked.page)
+        pages = [page for asked in questions for page in asked.pages]
+        cells = torch.zeros(len(pages), MOST_CELLS, D_CELL)
+        kept, targets = [], []
+        for i, page in enumerate(pages):
+            own = self.cells(page)
             cells[i, : len(own)] = own
             kept.append(i * MOST_CELLS + np.arange(len(own)))
-            targets.append(self.pages.targets[self.pages.cells(asked.page)])
-            if self.tokens_of is None:
-                count, row = 0, before + self.encode(self.pages.meta[asked.page]["text"])
-            else:
-                count = self.tokens_of(len(own))
-                row = before + [0] * count
-            row = row + self.encode(f"\n{asked.question}{AFTER}")
-            visual.append((i, len(before), count))
+            targets.append(self.pages.targets[self.pages.cells(page)])
+        rows, counts, visual, lengths, places = [], [], [], [], []
+        wanted: list[int] = []
+        owner: list[int] = []
+        for i, asked in enumerate(questions):
+            row = list(self.encode(BEFORE))
+            for page in asked.pages:
+                count = 0
+                if self.tokens_of is None:
+                    row += self.encode(self.pages.meta[page]["text"] + "\n")
+                else:
+                    count = self.tokens_of(len(self.cells(page)))
+                visual.append((i, len(row), count))
+                counts.append(count)
+                row += [0] * count
+            after = f"{asked.question}{AFTER}"
+            row += self.encode(after if self.tokens_of is None else "\n" + after)
             lengths.append(len(row))
             if answers:
                 answer = [*self.encode(asked.answer)[:MOST_ANSWER], self.end]
@@ -133,11 +152,11 @@ class Batcher:
                 row = row + answer[:-1]
             rows.append(row)
         width = -(-max(map(len, rows)) // 8) * 8
-        ids = np.zeros((b, width), np.int64)
+        ids = np.zeros((len(rows), width), np.int64)
         for i, row in enumerate(rows):
             ids[i, : len(row)] = row
         per_page = 0 if self.tokens_of is None else self.tokens_of(MOST_CELLS)
-        taken = [i * per_page + np.arange(count) for i, _, count in visual]
+        taken = [i * per_page + np.arange(count) for i, count in enumerate(counts)]
         return Batch(
             torch.from_numpy(ids),
             _flat([(i * width + start, count) for i, start, count in visual]),
@@ -192,6 +211,22 @@ def unseen(pages: Pages, seed: int, count: int, *, read: bool) -> list[Question]
     """Questions about the last training pages of a seed's order, to choose a learning rate by."""
     rng = np.random.default_rng(6)
     return [asked(pages, page, rng, read=read) for page in page_order(pages, seed)[-count:]]
+
+
+def several(pages: Pages, count: int) -> list[Question]:
+    """A question about one of ``count`` held-out pages in one prompt, wherever it stands."""
+    rng = np.random.default_rng((5, count))
+    own = pages.of_part("test")
+    found = []
+    for page in own[:SEVERAL]:
+        others = rng.choice([other for other in own if other != page], count - 1, replace=False)
+        among = [int(other) for other in others]
+        at = int(rng.integers(count))
+        among.insert(at, page)
+        one = asked(pages, page, rng, read=False)
+        question = f"Page {at + 1}: {one.question}"
+        found.append(Question(page, question, one.answer, tuple(among)))
+    return found
 
 
 def held_out(pages: Pages, part: str, *, read: bool) -> list[Question]:

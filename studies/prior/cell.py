@@ -1,67 +1,90 @@
-"""One cell of the study, trained and measured, as one JSON."""
+"""Cells of the study, trained and measured; each is one JSON."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .batches import Batcher
 from .language_model import LanguageModel
 from .measures import measure, unseen_loss
 from .reader import Reader
 from .settings import RATES, VARIANTS, Cell
 from .store import Pages
-from .train import train
+from .train import Trainee, timed
 
 
 class Bench:
-    """What the cells of one process share: pages and the frozen language model."""
+    """What the cells of one process share: pages and the frozen language model.
 
-    def __init__(self, pages: Path, language_model: Path, device: str) -> None:
+    Args:
+        few: pages of each part; 0: all.
+    """
+
+    def __init__(self, pages: Path, language_model: Path, device: str, few: int = 0) -> None:
         torch.set_float32_matmul_precision("high")
         self.device, self.folder = device, language_model
-        self.dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
         self.pages = Pages.load(pages)
-        self._frozen: LanguageModel | None = None
+        if few:
+            self.pages = self.pages.few(few)
+        self.language = LanguageModel(language_model, dtype, device)
+        self.batchers: dict[Any, Batcher] = {}
 
-    def language(self, rank: int) -> LanguageModel:
-        """The frozen one is read once."""
-        if rank:
-            return LanguageModel(self.folder, rank, self.dtype, self.device)
-        if self._frozen is None:
-            self._frozen = LanguageModel(self.folder, 0, self.dtype, self.device)
-        return self._frozen
-
-    def run(self, cell: Cell, results: Path) -> dict[str, Any]:
-        """Train and measure a cell; its file is written whole or not at all."""
-        started = time.perf_counter()
-        torch.manual_seed(cell.seed)
+    def trainee(self, cell: Cell, results: Path) -> Trainee:
+        """A cell before its first step."""
         variant = VARIANTS[cell.variant]
-        language = self.language(variant.rank)
-        reader = Reader(variant, language, dense=self.device == "cuda")
+        torch.manual_seed(cell.seed)
+        reader = Reader(variant, self.language, dense=self.device == "cuda")
         reader.connector.to(self.device)
-        batcher = reader.batcher(self.pages, self.folder)
+        if reader.layout not in self.batchers:
+            self.batchers[reader.layout] = reader.batcher(self.pages, self.folder)
+        batcher = self.batchers[reader.layout]
         (reader.blank,) = batcher.encode(" ")
-        rate = cell.rate or best_rate(results, variant.rates)
-        training = train(reader, batcher, cell, rate, self.device)
-        reader.requires_grad_(False)
+        return Trainee(cell, reader, batcher, cell.rate or best_rate(results, variant.rates))
+
+    def run(self, cells: Sequence[Cell], results: Path) -> list[dict[str, Any]]:
+        """Train cells side by side and measure each; a file is written whole or not at all.
+
+        They have one rank, number of steps and batch size (:attr:`Cell.kind`).
+        """
+        started = time.perf_counter()
+        rank = VARIANTS[cells[0].variant].rank
+        self.language.adapt(rank, [cell.seed for cell in cells])
+        trainees = [self.trainee(cell, results) for cell in cells]
+        training = timed(trainees, self.language, self.device)
+        memory = _memory(self.device)
+        found = []
+        for number, (one, trained) in enumerate(zip(trainees, training, strict=True)):
+            if rank:
+                self.language.only = number
+            found.append(self.measured(one, trained, memory, started, results))
+        return found
+
+    def measured(
+        self, one: Trainee, training: dict[str, Any], memory: float, started: float, results: Path
+    ) -> dict[str, Any]:
+        """What is measured on a trained cell, also in its file."""
+        cell, variant = one.cell, VARIANTS[one.cell.variant]
         if cell.rate is None:
-            found = measure(reader, batcher, self.device, everything=cell.measure_all)
+            found = measure(one.reader, one.batcher, self.device, everything=cell.measure_all)
         else:
-            found = unseen_loss(reader, batcher, self.device, cell.seed)
+            found = unseen_loss(one.reader, one.batcher, self.device, cell.seed)
         result = {
-            "cell": {**cell.to_dict(), "rate": rate},
+            "cell": {**cell.to_dict(), "rate": one.rate},
             "connector": dict(variant.connector),
             "grounded": variant.grounded,
             "rank": variant.rank,
-            "parameters": sum(p.numel() for p in reader.connector.parameters()),
+            "parameters": sum(p.numel() for p in one.reader.connector.parameters()),
             "training": training,
             **found,
             "seconds": round(time.perf_counter() - started, 2),
-            "memory_gib": _memory(self.device),
+            "memory_gib": memory,
             "versions": {"torch": torch.__version__, "device": _device(self.device)},
         }
         write_json(results / f"{cell.name}.json", result)

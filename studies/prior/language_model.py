@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,47 +23,43 @@ Cache = list[tuple[Tensor, Tensor]]
 
 
 class LowRank(nn.Module):
-    """A frozen linear layer, and what is learnt on top: ``W x + (alpha / r) B A x`` (LoRA).
+    """A frozen linear layer, and what models learn on top: ``W x + 2 B A x`` (LoRA, alpha = 2 r).
 
     Args:
         weight: W ``[out, in]``.
-        rank: r; 0: nothing is learnt.
     """
 
-    def __init__(self, weight: Float[Tensor, "out in"], rank: int) -> None:
+    def __init__(self, weight: Float[Tensor, "out in"]) -> None:
         super().__init__()
         self.register_buffer("weight", weight)
-        self.rank = rank
-        if rank:
-            self.a = nn.Parameter(torch.empty(rank, weight.shape[1]))
-            self.b = nn.Parameter(torch.zeros(weight.shape[0], rank))
-            nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
-        self.cast: tuple[Tensor, Tensor] | None = None
-        """A and B in the weights' precision, for the time of a forward pass."""
+        self.changes: tuple[Tensor, Tensor] | None = None
+        """A ``[models, r, in]`` and B ``[models, out, r]`` in W's precision, for a forward pass."""
 
     def forward(self, x: Float[Tensor, "b n in"]) -> Float[Tensor, "b n out"]:
-        """``alpha`` is twice the rank."""
+        """With changes of several models, the first of b / models rows are the first model's."""
         y = F.linear(x, self.weight)
-        if self.cast is None:
+        if self.changes is None:
             return y
-        a, b = self.cast
-        low = F.linear(x, a).flatten(0, 1)
-        return torch.addmm(y.flatten(0, 1), low, b.T, alpha=2).view_as(y)
+        a, b = self.changes
+        models, _, width = a.shape
+        low = torch.bmm(x.reshape(models, -1, width), a.transpose(1, 2))
+        high = y.view(models, -1, y.shape[-1])
+        return torch.baddbmm(high, low, b.transpose(1, 2), alpha=2).view_as(y)
 
 
 class Layer(nn.Module):
     """One block; q, k, v are one product, so are gate and up."""
 
-    def __init__(self, weights: dict[str, Tensor], config: dict[str, Any], rank: int) -> None:
+    def __init__(self, weights: dict[str, Tensor], config: dict[str, Any]) -> None:
         super().__init__()
         self.heads, self.kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
         self.eps = config["rms_norm_eps"]
         attention = [weights[f"self_attn.{n}_proj.weight"] for n in "qkv"]
         mlp = [weights[f"mlp.{n}_proj.weight"] for n in ("gate", "up")]
-        self.qkv = LowRank(torch.cat(attention), rank)
-        self.o = LowRank(weights["self_attn.o_proj.weight"], rank)
-        self.gate_up = LowRank(torch.cat(mlp), rank)
-        self.down = LowRank(weights["mlp.down_proj.weight"], rank)
+        self.qkv = LowRank(torch.cat(attention))
+        self.o = LowRank(weights["self_attn.o_proj.weight"])
+        self.gate_up = LowRank(torch.cat(mlp))
+        self.down = LowRank(weights["mlp.down_proj.weight"])
         self.register_buffer("before", weights["input_layernorm.weight"])
         self.register_buffer("between", weights["post_attention_layernorm.weight"])
 
@@ -102,16 +99,15 @@ def rotated(x: Float[Tensor, "b h n d"], turn: tuple[Tensor, Tensor]) -> Float[T
 
 
 class LanguageModel(nn.Module):
-    """Frozen, or with low-rank changes to every linear layer.
+    """Frozen, or with low-rank changes to every linear layer; of several models at once if asked.
 
     Args:
         folder: with ``config.json`` and ``model.safetensors`` of a Llama with tied embeddings.
-        rank: of the changes; 0: frozen.
         dtype: of the frozen weights.
     """
 
     def __init__(
-        self, folder: Path, rank: int = 0, dtype: torch.dtype = torch.float32, device: str = "cpu"
+        self, folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu"
     ) -> None:
         super().__init__()
         config = json.loads((folder / "config.json").read_text("utf-8"))
@@ -122,7 +118,7 @@ class LanguageModel(nn.Module):
         self.register_buffer("table", weights["embed_tokens.weight"])
         self.register_buffer("norm", weights["norm.weight"])
         self.layers = nn.ModuleList(
-            Layer(_of_layer(weights, i), config, rank) for i in range(config["num_hidden_layers"])
+            Layer(_of_layer(weights, i), config) for i in range(config["num_hidden_layers"])
         )
         self.to(device)
         self.head_dim = config.get("head_dim") or self.width // config["num_attention_heads"]
@@ -130,18 +126,47 @@ class LanguageModel(nn.Module):
         base = rope["rope_theta"]
         exponent = torch.arange(0, self.head_dim, 2, device=device).float() / self.head_dim
         self.frequencies = base**-exponent
+        self.rank = 0
+        self.only: int | None = None
+        """One of several models, to run alone."""
+
+    def adapt(self, rank: int, seeds: Sequence[int] = (0,)) -> None:
+        """Low-rank changes that are still nothing, one set a seed; ``rank`` 0 takes them away.
+
+        They are one parameter, ``changes`` ``[models, numbers]``: cast, clipped and updated in one
+        kernel, not hundreds.
+        """
+        self.rank, self.only = rank, None
+        self.register_parameter("changes", None)
+        for module in self.changed():
+            module.changes = None
+        if not rank:
+            return
+        rows = []
+        for seed in seeds:
+            generator = torch.Generator().manual_seed(seed)
+            for module in self.changed():
+                out, width = module.weight.shape
+                a = (torch.rand(rank * width, generator=generator) * 2 - 1) / math.sqrt(width)
+                rows += [a, torch.zeros(out * rank)]
+        flat = torch.cat(rows).view(len(seeds), -1).to(self.table.device)
+        self.register_parameter("changes", nn.Parameter(flat))
+
+    def changed(self) -> list[LowRank]:
+        """Layers that low-rank changes are added to."""
+        return [module for module in self.modules() if isinstance(module, LowRank)]
 
     def cast_changes(self) -> None:
-        """All low-rank changes in the weights' precision, at once: one kernel, not hundreds."""
-        changed = [m for m in self.modules() if isinstance(m, LowRank) and m.rank]
-        if not changed:
+        """Hand each layer its changes in the weights' precision."""
+        if not self.rank:
             return
-        parts = [p for m in changed for p in (m.a, m.b)]
-        flat = torch.cat([p.flatten() for p in parts]).to(self.table.dtype)
-        split = flat.split([p.numel() for p in parts])
-        cast = [piece.view_as(p) for piece, p in zip(split, parts, strict=True)]
-        for i, module in enumerate(changed):
-            module.cast = cast[2 * i], cast[2 * i + 1]
+        changes = self.changes if self.only is None else self.changes[self.only : self.only + 1]
+        modules = self.changed()
+        sizes = [self.rank * n for module in modules for n in reversed(module.weight.shape)]
+        parts = changes.to(self.table.dtype).split(sizes, 1)
+        for module, a, b in zip(modules, parts[::2], parts[1::2], strict=True):
+            out, width = module.weight.shape
+            module.changes = a.view(-1, self.rank, width), b.view(-1, out, self.rank)
 
     def turn(self, places: Int[Tensor, "b n"], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosines and sines of places, ``[b, 1, n, head_dim]``."""

@@ -10,17 +10,19 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from .batches import Batch, Batcher, Question, held_out, unseen
+from .batches import Batch, Batcher, Question, held_out, several, unseen
 from .reader import AlignConnector, Reader
 from .settings import SIGMAS
 from .store import CHANNELS
 
-BATCH = 64
+BATCH = 192
 MOST_TOKENS = 24
 """Of an answer that is generated."""
 PARTS = ("test", "receipts", "layouts", "scans", "look-alikes")
 UNSEEN = 192
 """Pages that choose the learning rate."""
+SEVERAL_PAGES = (2, 4, 8)
+"""Pages of one prompt."""
 NOISY = 96
 """Questions of the noise sweep."""
 NEGLIGIBLE = 1e-6 * 128_256
@@ -39,7 +41,8 @@ class Measures:
 
     def batches(self, questions: Sequence[Question], *, answers: bool) -> list[Batch]:
         """Questions in batches on the device."""
-        parts = (questions[i : i + self.batch] for i in range(0, len(questions), self.batch))
+        size = max(1, self.batch // len(questions[0].pages))
+        parts = (questions[i : i + size] for i in range(0, len(questions), size))
         return [self.batcher.batch(part, answers=answers).to(self.device) for part in parts]
 
     @torch.no_grad()
@@ -92,6 +95,20 @@ class Measures:
             far, count = far + (1 - cosine).sum().item(), count + len(cosine)
         return far / count
 
+    def without_changes(self, questions: Sequence[Question]) -> dict[str, Any]:
+        """The same with the untouched language model: what the connector takes along."""
+        rank, self.reader.language.rank = self.reader.language.rank, 0
+        layers = self.reader.language.changed()
+        before = [layer.changes for layer in layers]
+        for layer in layers:
+            layer.changes = None
+        try:
+            return {"answers": self.answers(questions), **self.loss(questions)}
+        finally:
+            self.reader.language.rank = rank
+            for layer, changes in zip(layers, before, strict=True):
+                layer.changes = changes
+
 
 def unseen_loss(reader: Reader, batcher: Batcher, device: str, seed: int) -> dict[str, Any]:
     """Losses on training pages that a cell of the sweep did not see: they choose the rate."""
@@ -111,7 +128,12 @@ def measure(reader: Reader, batcher: Batcher, device: str, *, everything: bool) 
     found["receipts"] = own.loss(held_out(pages, "receipts", read=False))
     parts = PARTS if everything else PARTS[:2]
     found["answers"] = {part: own.answers(held_out(pages, part, read=False)) for part in parts}
-    if reader.kind == "text" or not everything:
+    if not everything:
+        return found
+    found["several"] = {str(k): own.answers(several(pages, k)) for k in SEVERAL_PAGES}
+    if reader.language.rank:
+        found["without_changes"] = own.without_changes(asked)
+    if reader.kind == "text":
         return found
     found["white"] = {"answers": own.answers(asked, white=True), **own.loss(reading, white=True)}
     found["noise"] = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -65,6 +64,11 @@ class Reader(nn.Module):
         """Visual tokens of a page with that many cells."""
         return PROMPT if self.kind == "text" else self.config.num_tokens(1, cells)
 
+    @property
+    def layout(self) -> tuple[int, bool]:
+        """Readers with the same one have the same prompts: tokens of a page, whether by cell."""
+        return self.tokens_of(MOST_CELLS), self.kind in POINTWISE
+
     def batcher(self, pages: Pages, folder: Path) -> Batcher:
         """For this connector's number of tokens."""
         return Batcher(pages, folder, None if self.kind == "text" else self.tokens_of)
@@ -123,24 +127,23 @@ class Reader(nn.Module):
 
     def answer_logits(self, x: Tensor, shift: int, batch: Batch) -> Float[Tensor, "a vocab"]:
         """Logits of the answers' tokens alone."""
-        hidden = self.language(x)[:, shift:]
-        return self.language.logits(hidden.flatten(0, 1)[batch.answers])
+        return self.logits_of(self.language(x), shift, batch)
 
-    def loss(self, batch: Batch, grounded: float) -> Tensor:
-        """Nats a token of the answers, and ``grounded`` times those of the cells' tokens.
+    def logits_of(self, hidden: Tensor, shift: int, batch: Batch) -> Float[Tensor, "a vocab"]:
+        """The same of hidden states; places behind the batch's own are padding."""
+        own = hidden[:, shift : shift + batch.ids.shape[1]]
+        return self.language.logits(own.flatten(0, 1)[batch.answers])
+
+    def cells_loss(self, batch: Batch, log_p: Tensor) -> Tensor:
+        """Nats a cell of the tokens that start in them.
 
         Cells in which a token starts and the others are averaged apart, the latter counting a
         quarter, as the package's own loss has it.
         """
-        targets = batch.targets if grounded else None
-        x, shift, log_p = self.inputs(batch, targets=targets)
-        loss = F.cross_entropy(self.answer_logits(x, shift, batch), batch.wanted)
-        if log_p is None or not grounded:
-            return loss
         blank = (batch.targets == self.blank).float()
         text = -(log_p * (1 - blank)).sum() / (1 - blank).sum().clamp_min(1)
         empty = -(log_p * blank).sum() / blank.sum().clamp_min(1)
-        return loss + grounded * (text + 0.25 * empty)
+        return text + 0.25 * empty
 
     blank: int = -1
     """The token that means "no token starts here"."""

@@ -93,6 +93,11 @@ class Cell:
             return f"sweep-{self.variant}-{self.rate:g}"
         return f"{self.variant}-{self.size}-{self.seed}"
 
+    @property
+    def kind(self) -> tuple[bool, int, int]:
+        """Cells of one kind can be trained side by side."""
+        return VARIANTS[self.variant].rank > 0, self.steps, self.batch
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {k: v for k, v in asdict(self).items() if k != "needs"}

@@ -14,7 +14,7 @@ import torch
 
 from .settings import Cell
 
-SMOKE_STEPS, SMOKE_BATCH = 2, 2
+SMOKE_STEPS, SMOKE_BATCH, SMOKE_PAGES = 2, 2, 10
 
 
 def run_cells(
@@ -24,6 +24,7 @@ def run_cells(
     results: Path,
     device: str,
     parallel: int,
+    side_by_side: int,
     seconds: float,
     *,
     smoke: bool = False,
@@ -31,7 +32,10 @@ def run_cells(
     """Run the cells whose files are not there, in order, each when what it needs is there.
 
     Args:
-        seconds: then no cell starts, and running ones are ended: their files are not written.
+        parallel: worker processes.
+        side_by_side: cells that a worker trains at once, at most.
+        seconds: then running cells are ended, and their files not written; none is begun that
+            would, as fast as those before it, not end in time.
     """
     started = time.perf_counter()
     todo = [cell for cell in cells if not (results / f"{cell.name}.json").exists()]
@@ -42,46 +46,66 @@ def run_cells(
     for _ in range(min(parallel, len(todo))):
         ours, theirs = context.Pipe()
         process = context.Process(
-            target=_work, args=(theirs, pages, language_model, results, device), daemon=True
+            target=_work, args=(theirs, pages, language_model, results, device, smoke), daemon=True
         )
         process.start()
         theirs.close()
         workers[ours] = process
     ready: list[Connection] = []
-    busy: dict[Connection, Cell] = {}
+    busy: dict[Connection, tuple[float, list[Cell]]] = {}
+    a_step = 0.0
     try:
         while (todo or busy) and time.perf_counter() - started < seconds:
+            left = seconds - (time.perf_counter() - started)
             for line in list(ready):
-                cell = _next(todo, results)
-                if cell is None:
+                group = next_group(todo, results, side_by_side, left / a_step if a_step else None)
+                if not group:
                     break
                 ready.remove(line)
-                todo.remove(cell)
-                busy[line] = cell
-                line.send(cell)
-            left = seconds - (time.perf_counter() - started)
+                todo = [cell for cell in todo if cell not in group]
+                busy[line] = time.perf_counter(), group
+                line.send(group)
             for line in wait(list(workers), timeout=min(1.0, max(0.0, left))):
+                begun, group = busy.get(line, (0.0, []))  # type: ignore[call-overload]
                 _hear(line, busy, ready, workers, started)  # type: ignore[arg-type]
+                if group and line in workers:
+                    took = time.perf_counter() - begun
+                    a_step = max(a_step, took / sum(cell.steps for cell in group))
             if not workers:
                 break
-            if not busy and len(ready) == len(workers) and _next(todo, results) is None:
-                break
+            if not busy and len(ready) == len(workers):
+                left = seconds - (time.perf_counter() - started)
+                if not next_group(todo, results, side_by_side, left / a_step if a_step else None):
+                    break
     finally:
         for process in workers.values():
             process.terminate()
-    missing = [cell.name for cell in [*busy.values(), *todo]]
+    missing = [cell.name for _, group in busy.values() for cell in group]
+    missing += [cell.name for cell in todo]
     print(f"{time.perf_counter() - started:.0f} s; not run: {', '.join(missing) or 'none'}")
 
 
-def _next(todo: list[Cell], results: Path) -> Cell | None:
-    """The first cell whose needs are there."""
+def next_group(
+    todo: list[Cell], results: Path, most: int, most_steps: float | None = None
+) -> list[Cell]:
+    """The first cells of one kind whose needs are there.
+
+    Args:
+        most: cells of a group.
+        most_steps: that there is time for, all cells' together.
+    """
     there = {file.stem for file in results.glob("sweep-*.json")}
-    return next((cell for cell in todo if there.issuperset(cell.needs)), None)
+    ready = [cell for cell in todo if there.issuperset(cell.needs)]
+    for first in ready:
+        room = most if most_steps is None else min(most, int(most_steps // first.steps))
+        if room:
+            return [cell for cell in ready if cell.kind == first.kind][:room]
+    return []
 
 
 def _hear(
     line: Connection,
-    busy: dict[Connection, Cell],
+    busy: dict[Connection, tuple[float, list[Cell]]],
     ready: list[Connection],
     workers: dict[Connection, Any],
     started: float,
@@ -90,31 +114,37 @@ def _hear(
     try:
         said = line.recv()
     except EOFError:
-        cell = busy.pop(line, None)
+        _, group = busy.pop(line, (0.0, []))
         workers.pop(line)
-        print(f"a worker ended at {cell.name if cell else 'its start'}", flush=True)
+        print(f"a worker ended at {group[0].name if group else 'its start'}", flush=True)
         return
     busy.pop(line, None)
     ready.append(line)
     print(f"{time.perf_counter() - started:6.1f} s  {said}", flush=True)
 
 
-def _work(line: Connection, pages: Path, language_model: Path, results: Path, device: str) -> None:
+def _work(
+    line: Connection, pages: Path, language_model: Path, results: Path, device: str, smoke: bool
+) -> None:
     from .cell import Bench  # after the process has started: it imports everything
 
     if device == "cuda":
         torch.set_num_threads(1)
-    bench = Bench(pages, language_model, device)
-    bench.language(0)
+    bench = Bench(pages, language_model, device, SMOKE_PAGES if smoke else 0)
     line.send("worker ready")
     while True:
-        cell = line.recv()
+        cells = line.recv()
         try:
-            found = bench.run(cell, results)
-            line.send(
-                f"{cell.name}: reading {found['reading']['loss']:.3f} nats, asking "
-                f"{found['asking']['loss']:.3f}, {found['training']['seconds']} s training, "
-                f"{found['seconds']} s, {found['memory_gib']} GiB"
-            )
+            found = bench.run(cells, results)
+            line.send("\n".join(map(_said, cells, found)))
         except Exception:
-            line.send(f"{cell.name} failed: {traceback.format_exc()}")
+            names = ", ".join(cell.name for cell in cells)
+            line.send(f"{names} failed: {traceback.format_exc()}")
+
+
+def _said(cell: Cell, found: dict[str, Any]) -> str:
+    return (
+        f"{cell.name}: reading {found['reading']['loss']:.3f} nats, asking "
+        f"{found['asking']['loss']:.3f}, {found['training']['seconds']} s training, "
+        f"{found['seconds']} s, {found['memory_gib']} GiB"
+    )
