@@ -5,6 +5,8 @@
     python -m studies.prior.prepare --language-model DIR --receipts DIR   # once: the features
     python -m studies.prior run --language-model DIR                      # resumable
     python -m studies.prior run --language-model DIR --device cuda --parallel 3 --side-by-side 8
+    python -m studies.prior cost --language-model DIR                     # seconds of a step
+    python -m studies.prior report                                        # docs/study.md
     python -m studies.prior list --cells align,mlp
 """
 
@@ -13,6 +15,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from . import report
+from .cell import Bench
+from .cost import measure_cost
+from .questions import write as write_questions
 from .settings import all_cells, chosen
 from .workers import run_cells
 
@@ -20,7 +26,7 @@ from .workers import run_cells
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m studies.prior")
-    parser.add_argument("what", choices=["run", "list"])
+    parser.add_argument("what", choices=["run", "list", "cost", "questions", "report"])
     parser.add_argument("--cells", default="", help="parts of cell names, comma-separated")
     parser.add_argument("--pages", type=Path, default=Path("runs/study/pages.npz"))
     parser.add_argument("--language-model", type=Path, help="folder of SmolLM2-135M-Instruct")
@@ -37,8 +43,18 @@ def main() -> None:
             done = (asked.results / f"{cell.name}.json").exists()
             print(f"{'x' if done else ' '} {cell.name}: {cell.steps} steps of {cell.batch}")
         return
+    if asked.what == "questions":
+        print(write_questions(asked.pages, asked.results))
+        return
+    if asked.what == "report":
+        print(report.write(asked.results, Path("docs/study.md")))
+        return
     if asked.language_model is None:
-        parser.error("run needs --language-model")
+        parser.error(f"{asked.what} needs --language-model")
+    if asked.what == "cost":
+        bench = Bench(asked.pages, asked.language_model, asked.device)
+        print(measure_cost(bench, asked.results).read_text("utf-8"))
+        return
     run_cells(
         cells, asked.pages, asked.language_model, asked.results, asked.device,
         asked.parallel, asked.side_by_side, asked.seconds, smoke=asked.smoke,

@@ -36,11 +36,16 @@ class Bench:
         self.language = LanguageModel(language_model, dtype, device)
         self.batchers: dict[Any, Batcher] = {}
 
-    def trainee(self, cell: Cell, results: Path) -> Trainee:
-        """A cell before its first step."""
+    def trainee(self, cell: Cell, results: Path, dense: bool | None = None) -> Trainee:
+        """A cell before its first step.
+
+        Args:
+            dense: compute P_vocab as a whole matrix; by default on a GPU.
+        """
+        dense = self.device == "cuda" if dense is None else dense
         variant = VARIANTS[cell.variant]
         torch.manual_seed(cell.seed)
-        reader = Reader(variant, self.language, dense=self.device == "cuda")
+        reader = Reader(variant, self.language, dense)
         reader.connector.to(self.device)
         if reader.layout not in self.batchers:
             self.batchers[reader.layout] = reader.batcher(self.pages, self.folder)
