@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,6 +15,8 @@ from torch.nn import functional as F
 from alignvlm.ops import VocabMixture, vocab_mixture, vocab_stats
 
 NAMES = ("x", "weight", "table", "bias", "norm_weight", "norm_bias")
+each_way = pytest.mark.parametrize("keep", [0, 2**10], ids=["streamed", "kept"])
+"""``keep_logits_gib`` for a test of both ways."""
 
 
 def case(
@@ -57,6 +60,12 @@ def leaves(a: SimpleNamespace) -> dict[str, Tensor]:
         if tensor is not None and tensor.requires_grad and not seen:
             found[name] = tensor
     return found
+
+
+def reads_in_pieces(monkeypatch, rows: int = 2) -> None:
+    """Several tiles and groups of rows, few as a test's rows are."""
+    monkeypatch.setattr("alignvlm.ops.blocks.CPU_ROWS", rows)
+    monkeypatch.setattr("alignvlm.ops.blocks.KEPT_ROWS", {"cpu": rows, "cuda": rows})
 
 
 def values_and_gradients(a: SimpleNamespace, result, upstream_seed: int = 3) -> dict[str, Tensor]:

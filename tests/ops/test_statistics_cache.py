@@ -12,7 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.ops.mixture_cases import assert_same, call, case, in_dtype, leaves, values_and_gradients
+from tests.ops.mixture_cases import (
+    assert_same,
+    call,
+    case,
+    each_way,
+    in_dtype,
+    leaves,
+    values_and_gradients,
+)
 from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
@@ -95,7 +103,7 @@ def test_optimiser_steps(make):
     optimiser = make([weight])
     for _ in range(3):
         assert_current(weight)
-        result = vocab_mixture(x, weight, table)
+        result = vocab_mixture(x, weight, table, keep_logits_gib=0)
         (gradient,) = torch.autograd.grad(result.output.square().sum(), [weight])
         # the LayerNorm removes the mean over the vocabulary, so plain column sums never move
         assert gradient.sum(0).abs().max() < 1e-4 * gradient.abs().max()
@@ -191,13 +199,14 @@ def test_only_the_latest_weights_are_remembered(computed):
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpoint(reentrant):
+@each_way
+def test_checkpoint(reentrant, keep):
     a = case(bias=True, tied=True, d=4)
-    plain = values_and_gradients(a, call(a))
+    plain = values_and_gradients(a, call(a, keep_logits_gib=keep))
     wanted = leaves(a)
 
     def run(x: Tensor):
-        return tuple(call(a, x=x))
+        return tuple(call(a, x=x, keep_logits_gib=keep))
 
     result = call(a)._replace(**dict.fromkeys(call(a)._fields))
     found = checkpoint(run, a.x, use_reentrant=reentrant)
@@ -227,13 +236,16 @@ def test_autocast(inputs):
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("tied", [False, True])
-def test_compile(backend, tied):
+@pytest.mark.parametrize("keep", [0, None, 1])
+def test_compile(backend, tied, keep):
     a = in_dtype(case(tied=tied, d=4), torch.float32)
     torch._dynamo.reset()
     # ids are checked against V on the host, which is a graph break
-    compiled = torch.compile(lambda x: call(a, x=x, targets=None), backend=backend, fullgraph=True)
+    compiled = torch.compile(
+        lambda x: call(a, x=x, targets=None, keep_logits_gib=keep), backend=backend, fullgraph=True
+    )
     for _ in range(2):
-        expected = values_and_gradients(a, call(a, targets=None))
+        expected = values_and_gradients(a, call(a, targets=None, keep_logits_gib=keep))
         assert_same(values_and_gradients(a, compiled(a.x)), expected, 1e-6)
         a.weight.data.add_(0.1 * a.weight.data.roll(1, 0))  # the graph's statistics must follow
     torch._dynamo.reset()
@@ -263,7 +275,8 @@ def leaves_of(arguments, *, requires_grad: bool):
     ],
     ids=str,
 )
-def test_opcheck_of_the_mixture(options, monkeypatch):
+@each_way
+def test_opcheck_of_the_mixture(options, keep, monkeypatch):
     """Schema, fake results, autograd registration and AOT dispatch of the operators as called."""
     recorded = {}
 
@@ -282,7 +295,7 @@ def test_opcheck_of_the_mixture(options, monkeypatch):
     monkeypatch.setattr(chunked, "_forward", record("vocab_mixture"))
     monkeypatch.setattr(chunked, "_backward", record("vocab_mixture_backward"))
     a = in_dtype(case(**{"n": 3, "v": 7, **options}), torch.float32)
-    values_and_gradients(a, call(a))
+    values_and_gradients(a, call(a, keep_logits_gib=keep))
     monkeypatch.setattr(chunked, "_forward", forward)
     monkeypatch.setattr(chunked, "_backward", backward)
     for name, arguments in recorded.items():

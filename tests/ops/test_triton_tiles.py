@@ -22,7 +22,7 @@ from alignvlm.ops import select, tiles, vocab_mixture
 from alignvlm.ops.tiles import Columns, Rows, Sums
 
 has_triton = importlib.util.find_spec("triton") is not None
-FLAGS = ("bias", "affine", "norm", "upstream", "sums", "by_column")
+FLAGS = ("bias", "affine", "norm", "upstream", "sums", "by_column", "kept")
 SHAPES = ((1, 1), (5, 7), (4, 16), (9, 33))
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-9}
 
@@ -43,23 +43,48 @@ def draw_tile(shape, flags: dict[str, bool], device="cpu"):
     return z, upstream, rows, Columns(bias, *affine), [draw(count) for _ in range(4)], draw(width)
 
 
+def kept_in(z: Tensor, operand: torch.dtype) -> Tensor:
+    """The tile in the operands' dtype, inside a larger array."""
+    wide = z.new_zeros(len(z), z.shape[1] + 3, dtype=operand)
+    wide[:, 2:-1] = z
+    return wide[:, 2:-1]
+
+
 def run_forward(module, tile, operand):
     z, _, rows, columns, vectors, _ = tile
+    before = z.clone()
     peak, total = vectors[0].clone(), vectors[1].abs()
     peak[0] = -torch.inf  # as before the first block
-    p, rescale = module.forward_tile(z.clone(), rows, columns, peak, total, operand)
+    p, rescale = module.forward_tile(z, rows, columns, peak, total, operand)
+    assert torch.equal(z, before), "z was changed"
     return {"p": p, "rescale": rescale, "peak": peak, "total": total}
 
 
 def run_backward(module, tile, operand, wanted: bool):
     z, upstream, rows, columns, (lse, offset, s1, s2), column = tile
     lse, before = 3 + lse.abs(), z.clone()
-    starts = (s1, s2, column, 2 * column, 3 * column)
+    starts = (s1, s2, s1 + s2, column, 2 * column, 3 * column)
     sums = Sums(*(start.clone() if wanted else None for start in starts))
     up = None if upstream is None else upstream.clone()
     p, a = module.backward_tile(z, up, rows, columns, lse, offset, sums, operand)
     assert torch.equal(z, before), "z was changed"
     return {"p": p, "a": a, **{k: v for k, v in sums._asdict().items() if v is not None}}
+
+
+def run_correct(module, tile, operand, wanted: bool):
+    z, upstream, rows, columns, (s1, s2, *_), column = tile
+    a = kept_in(torch.cos(z) if upstream is None else upstream, operand)
+    sums = column.clone() if wanted else None
+    dz = module.correct_tile(z, a, rows, columns.bias, s1, s2, sums)
+    assert dz.data_ptr() == a.data_ptr()
+    return {"a": dz, **({} if sums is None else {"bias": sums})}
+
+
+def run_statistics(module, tile, _, wanted: bool):
+    z, _, _, columns, (mean, moved, *_), _ = tile
+    mean, moved = (mean.clone(), moved.abs()) if wanted else (0 * mean, 0 * moved)
+    module.statistics_tile(z, columns.bias, 9 if wanted else 0, mean, moved)
+    return {"mean": mean, "moved": moved}
 
 
 def compare(found: dict[str, Tensor], expected: dict[str, Tensor], operand, name: str) -> None:
@@ -73,7 +98,7 @@ def compare(found: dict[str, Tensor], expected: dict[str, Tensor], operand, name
 
 
 def check_kernels(device: str = "cpu", count: int = 60) -> None:
-    """Both kernels on so many combinations of flags; rows and columns fit no block.
+    """All kernels on so many combinations of flags; rows and columns fit no block.
 
     The interpreter is slow, and on a GPU each combination is compiled for a second or two.
     """
@@ -84,11 +109,18 @@ def check_kernels(device: str = "cpu", count: int = 60) -> None:
     for shape, operand, *on in cases:
         flags = dict(zip(FLAGS, on, strict=True))
         tile, name = draw_tile(shape, flags, device), f"{shape} {flags} {operand}"
+        if flags["kept"]:
+            tile = (kept_in(tile[0], operand), *tile[1:])
         modules = (triton_tiles, tiles)
         pair = [run_forward(module, tile, operand) for module in modules]
         compare(*pair, operand, f"forward {name}")
         pair = [run_backward(module, tile, operand, flags["sums"]) for module in modules]
         compare(*pair, operand, f"backward {name}")
+        if flags["norm"]:
+            pair = [run_correct(module, tile, operand, flags["sums"]) for module in modules]
+            compare(*pair, operand, f"correct {name}")
+        pair = [run_statistics(module, tile, operand, flags["sums"]) for module in modules]
+        compare(*pair, operand, f"statistics {name}")
 
 
 def check_double() -> None:
@@ -101,7 +133,8 @@ def check_double() -> None:
         z.double(), up.double(), Rows(*(v.double() for v in rows)),
         Columns(*(v.double() for v in columns)), [v.double() for v in vectors], column.double(),
     )  # fmt: skip
-    for run, extra in ((run_forward, ()), (run_backward, (True,))):
+    runs = (run_backward, run_correct, run_statistics)
+    for run, extra in ((run_forward, ()), *((run, (True,)) for run in runs)):
         pair = [run(module, tile, torch.float64, *extra) for module in (triton_tiles, tiles)]
         assert all(torch.equal(pair[0][key], value) for key, value in pair[1].items())
 
@@ -114,6 +147,9 @@ def check_empty() -> None:
         found = run_backward(triton_tiles, tile, torch.bfloat16, True)
         assert found["p"].shape == found["a"].shape == shape
         assert torch.equal(found["gamma"], tile[-1])
+        assert run_correct(triton_tiles, tile, torch.bfloat16, True)["a"].shape == shape
+        if 0 in shape[1:]:
+            run_statistics(triton_tiles, tile, torch.bfloat16, True)
 
 
 def check_op(device: str = "cpu") -> None:
@@ -121,9 +157,8 @@ def check_op(device: str = "cpu") -> None:
     from alignvlm.ops import blocks, chunked, triton_tiles
 
     chunked.select_tiles = lambda device: triton_tiles
-    blocks.CPU_ROWS = 5
-    for keep_bytes in (0, 2**20):
-        blocks.KEEP_BYTES = keep_bytes
+    blocks.CPU_ROWS, blocks.KEPT_ROWS = 5, {"cpu": 5, "cuda": 5}
+    for keep in (0, 1):
         g = torch.Generator().manual_seed(0)
         arguments = [
             torch.randn(*shape, generator=g).to(device).requires_grad_()
@@ -134,7 +169,7 @@ def check_op(device: str = "cpu") -> None:
             x, weight, table, bias, gamma, beta = arguments
             result = vocab_mixture(
                 x, weight, table, bias=bias, norm_weight=gamma, norm_bias=beta, impl=impl,
-                chunk_size=None if impl == "reference" else 13,
+                chunk_size=None if impl == "reference" else 13, keep_logits_gib=keep,
             )  # fmt: skip
             loss = result.output.square().sum() + result.logsumexp.square().sum()
             found.append([result.output, result.logsumexp, *torch.autograd.grad(loss, arguments)])
@@ -145,6 +180,7 @@ def main() -> None:
     from alignvlm.ops import triton_tiles
 
     triton_tiles.FORWARD_BLOCK, triton_tiles.BACKWARD_BLOCK = (2, 8), (4, 8)
+    triton_tiles.STATISTICS_BLOCK, triton_tiles.SEGMENT = (2, 8), 16
     check_kernels()
     check_double()
     check_empty()
@@ -171,6 +207,8 @@ def test_kernels_on_a_gpu(monkeypatch):
     check_kernels("cuda", 16)
     monkeypatch.setattr(triton_tiles, "FORWARD_BLOCK", (2, 16))
     monkeypatch.setattr(triton_tiles, "BACKWARD_BLOCK", (4, 16))
+    monkeypatch.setattr(triton_tiles, "STATISTICS_BLOCK", (2, 16))
+    monkeypatch.setattr(triton_tiles, "SEGMENT", 16)
     check_kernels("cuda", 8)
 
 

@@ -12,6 +12,7 @@ from tests.ops.mixture_cases import (
     assert_at_most_twice_naive,
     call,
     case,
+    each_way,
     errors,
     in_dtype,
     large_gamma,
@@ -40,12 +41,14 @@ def adversarial(change, normalize: bool, *, n: int, v: int, d: int, tied: bool =
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("chunk", [100, 512])
-def test_adversarial_inputs_are_as_exact_as_the_dense_op(change, normalize, chunk):
+@each_way
+def test_adversarial_inputs_are_as_exact_as_the_dense_op(change, normalize, chunk, keep):
     a = adversarial(change, normalize, n=16, v=777, d=32)
     single = in_dtype(a, torch.float32)
     double = in_dtype(single, torch.float64)
     oracle = values_and_gradients(double, call(double, impl="reference"))
-    streamed = values_and_gradients(single, call(single, chunk_size=chunk))
+    options = {"chunk_size": chunk, "keep_logits_gib": keep}
+    streamed = values_and_gradients(single, call(single, **options))
     dense = values_and_gradients(single, call(single, impl="reference"))
     naive = errors(dense, oracle)
     for name, error in errors(streamed, oracle).items():
@@ -54,18 +57,20 @@ def test_adversarial_inputs_are_as_exact_as_the_dense_op(change, normalize, chun
         assert error <= 2 * naive[name] + 1e-5 * scale, (name, error, naive[name], scale)
 
 
-def test_bf16_is_at_most_twice_as_wrong_as_naive_bf16():
+@each_way
+def test_bf16_is_at_most_twice_as_wrong_as_naive_bf16(keep):
     a = in_dtype(case(16, 777, 32, 8, bias=True), torch.bfloat16)
-    assert_at_most_twice_naive(a, chunk_size=100)
+    assert_at_most_twice_naive(a, chunk_size=100, keep_logits_gib=keep)
 
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("tied", [False, True])
-def test_adversarial_inputs_in_half_precision(change, normalize, dtype, tied):
+@each_way
+def test_adversarial_inputs_in_half_precision(change, normalize, dtype, tied, keep):
     a = adversarial(change, normalize, n=16, v=777, d=32, tied=tied)
-    assert_at_most_twice_naive(in_dtype(a, dtype), chunk_size=100)
+    assert_at_most_twice_naive(in_dtype(a, dtype), chunk_size=100, keep_logits_gib=keep)
 
 
 @pytest.mark.gpu
@@ -73,25 +78,25 @@ def test_adversarial_inputs_in_half_precision(change, normalize, dtype, tied):
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-@pytest.mark.parametrize("keep_bytes", [0, 2**40])
 @pytest.mark.parametrize("chunk", [1000, None])
-def test_adversarial_inputs_on_a_gpu(change, normalize, dtype, keep_bytes, chunk, monkeypatch):
-    monkeypatch.setattr("alignvlm.ops.blocks.KEEP_BYTES", keep_bytes)
+@each_way
+def test_adversarial_inputs_on_a_gpu(change, normalize, dtype, chunk, keep, monkeypatch):
     monkeypatch.setattr("alignvlm.ops.blocks.CUDA_ROWS", 128)  # several tiles, the last ragged
     a = adversarial(change, normalize, n=301, v=5003, d=64)
     for name in (*NAMES, "targets"):
         if getattr(a, name) is not None:
             setattr(a, name, getattr(a, name).cuda())
-    assert_at_most_twice_naive(in_dtype(a, dtype), chunk_size=chunk)
+    assert_at_most_twice_naive(in_dtype(a, dtype), chunk_size=chunk, keep_logits_gib=keep)
 
 
 @pytest.mark.parametrize("impl", ["reference", "chunked"])
 @pytest.mark.parametrize("stats", [False, True])
-def test_autocast_changes_nothing(impl, stats):
+@each_way
+def test_autocast_changes_nothing(impl, stats, keep):
     a = in_dtype(case(bias=True, stats=stats), torch.float32)
-    outside = values_and_gradients(a, call(a, impl=impl))
+    outside = values_and_gradients(a, call(a, impl=impl, keep_logits_gib=keep))
     with torch.autocast("cpu", torch.bfloat16):
-        result = call(a, impl=impl)
+        result = call(a, impl=impl, keep_logits_gib=keep)
         inside = values_and_gradients(a, result) if impl == "chunked" else None
     if inside is None:  # autograd's own formulas follow autocast, so PyTorch wants them outside
         inside = values_and_gradients(a, result)
@@ -109,11 +114,12 @@ def test_autocast_does_not_reach_the_statistics():
 
 @pytest.mark.parametrize("impl", ["reference", "chunked"])
 @pytest.mark.parametrize("lead", [(0,), (2, 0), (0, 3)], ids=str)
-def test_no_rows(impl, lead):
+@each_way
+def test_no_rows(impl, lead, keep):
     a = case()
     x = torch.zeros(*lead, 6, dtype=torch.float64, requires_grad=True)
     targets = torch.zeros(lead, dtype=torch.int64)
-    result = call(a, x=x, targets=targets, impl=impl)
+    result = call(a, x=x, targets=targets, impl=impl, keep_logits_gib=keep)
     assert result.output.shape == (*lead, 4)
     assert result.logsumexp.shape == result.target_logits.shape == lead
     (result.output.sum() + result.logsumexp.sum()).backward()
@@ -135,8 +141,9 @@ def test_targets_do_not_change_the_rest():
     assert torch.equal(call(a, table=None).logsumexp, without.logsumexp)
 
 
-def test_inputs_are_not_changed():
+@each_way
+def test_inputs_are_not_changed(keep):
     a = case(bias=True)
     before = {name: getattr(a, name).detach().clone() for name in NAMES}
-    values_and_gradients(a, call(a, chunk_size=7))
+    values_and_gradients(a, call(a, chunk_size=7, keep_logits_gib=keep))
     assert all(torch.equal(getattr(a, name), value) for name, value in before.items())

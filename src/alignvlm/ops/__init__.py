@@ -48,6 +48,7 @@ def vocab_mixture(
     targets: Tensor | None = None,
     impl: Impl = "auto",
     chunk_size: int | None = None,
+    keep_logits_gib: float | None = None,
 ) -> VocabMixture:
     """Distribution over the vocabulary for each row, and the mixture of the table's rows.
 
@@ -70,6 +71,9 @@ def vocab_mixture(
         impl: ``chunked`` (streams), ``reference`` (dense) or ``auto`` (chunked).
         chunk_size: vocabulary rows per block; default: chosen from N so that a block of logits
             stays small.
+        keep_logits_gib: ``chunked`` keeps the ``N x V`` logits for the backward pass where they
+            take at most this much memory, and computes them again where they take more. Default:
+            an eighth of the device's memory that was free when it was first asked for; 0: never.
 
     Returns:
         :class:`VocabMixture` ``(output [..., d_text] or None, logsumexp [...],
@@ -87,7 +91,8 @@ def vocab_mixture(
         per_row = targets.shape[-1] if targets.ndim == x.ndim else 1
         flat_targets = targets.reshape(-1, per_row)
     run = reference_vocab_mixture if impl == "reference" else chunked_vocab_mixture
-    kwargs = {} if impl == "reference" else {"chunk_size": chunk_size}
+    kwargs = {"chunk_size": chunk_size, "keep_logits_gib": keep_logits_gib}
+    kwargs = {} if impl == "reference" else kwargs
     result = run(
         flat, weight, table, bias, norm_weight, norm_bias, normalize, eps, stats, flat_targets,
         **kwargs,

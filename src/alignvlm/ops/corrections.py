@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .products import accumulate, product
+from .products import accumulate, store
 from .statistics import VocabStats
 from .sweep import Sweep
 
@@ -26,10 +26,13 @@ class Block:
         )
         self._fresh: set[int] = {id(self.weight), id(self.table)}
 
-    def add(self, p: Tensor, a: Tensor, x: Tensor, g: Tensor | None, w: Tensor, rows: slice):
-        """A tile's p and r∘a."""
-        if g is not None and self.table is not None:
-            self._into(self.table, p, g[rows])
+    def add_table(self, p: Tensor, g: Tensor) -> None:
+        """A tile's p ``[R, K]`` and the upstream gradient ``[R, T]``."""
+        if self.table is not None:
+            self._into(self.table, p, g)
+
+    def add(self, a: Tensor, x: Tensor, w: Tensor, rows: slice) -> None:
+        """A tile's r∘a or dz ``[R, K]``."""
         if self.weight is not None:
             self._into(self.weight, a, x)
         if self.grads.x is not None:
@@ -38,7 +41,7 @@ class Block:
     def _into(self, out: Tensor, tile: Tensor, rows: Tensor) -> None:
         if id(out) in self._fresh:  # the first product overwrites: nothing is zeroed or read
             self._fresh.discard(id(out))
-            out.copy_(product(tile.T, rows, out.dtype))
+            store(out, tile.T, rows)
         else:
             accumulate(out, tile.T, rows)
 
@@ -58,23 +61,22 @@ class Gradients:
 
     The two large ones have their tensor's dtype, so a half-precision model gets no fp32 copy of
     V x D: a block is summed in full precision and rounded once, and the correction rounds it once
-    more. With ``one_tile`` a single product writes a block, and rounds it itself.
+    more. With ``direct`` the products write a block themselves, one or two of them, and round it.
     """
 
-    def __init__(self, x, weight, table, dtype, wanted, *, tied: bool, one_tile: bool) -> None:
+    def __init__(self, x, weight, table, dtype, wanted, *, tied: bool, direct: bool) -> None:
         vocab = weight.shape[0]
 
         def vector(needed: bool) -> Tensor | None:
             return x.new_zeros(vocab, dtype=dtype) if needed else None
 
-        self.dtype, self.tied = dtype, tied
-        self.direct = one_tile and not tied
+        self.dtype, self.tied, self.direct = dtype, tied, direct
         self.x = torch.zeros_like(x, dtype=dtype) if wanted[0] else None
         self.weight = weight.new_empty(weight.shape) if wanted[1] else None
         self.table = table.new_empty(table.shape) if wanted[2] and not tied else None
         self.bias, self.gamma, self.beta = (vector(need) for need in wanted[3:])
         self.s1 = x.new_zeros(x.shape[0], dtype=dtype)
-        self.s2 = torch.zeros_like(self.s1)
+        self.s2, self.z_hat = torch.zeros_like(self.s1), torch.zeros_like(self.s1)
         self.needs_sums = any(wanted[index] for index in (0, 1, 3))
 
     def block_of(self, total: Tensor | None, block: slice, operand) -> Tensor | None:
@@ -85,8 +87,25 @@ class Gradients:
         as_exact = part.dtype == self.dtype or (self.direct and part.dtype == operand)
         return part if as_exact else torch.empty_like(part, dtype=self.dtype)
 
-    def row_sums(self, rows: slice) -> tuple[Tensor | None, Tensor | None]:
-        return (self.s1[rows], self.s2[rows]) if self.needs_sums else (None, None)
+    def row_sums(self, rows: slice) -> tuple[Tensor | None, ...]:
+        """Where S1, S2 and Σẑ of some rows are summed."""
+        if not self.needs_sums:
+            return None, None, None
+        return self.s1[rows], self.s2[rows], self.z_hat[rows]
+
+    def row_means(self, rows: slice, vocab: int) -> tuple[Tensor, Tensor]:
+        """S1/V and S2/V of some rows, for ``correct_tile``: dz then sums to 0 over the vocabulary.
+
+        μ is rounded, so ẑ has a mean; it is taken from what is multiplied by S2/V.
+        """
+        slope = self.s2[rows] / vocab
+        return (self.s1[rows] - slope * self.z_hat[rows]) / vocab, slope
+
+    def add_target_sums(self, rows: slice, ids: Tensor, z_hat: Tensor, t: Tensor, call) -> None:
+        """The target logits' shares of S1 and S2 of some rows."""
+        a = t if call.gamma is None else t * call.gamma[ids].to(self.dtype)
+        self.s1[rows] += a[rows].sum(-1)
+        self.s2[rows] += (a * z_hat)[rows].sum(-1)
 
     def add_targets(self, ids: Tensor, z_hat: Tensor, t: Tensor, call: Sweep) -> None:
         """The target logits' own terms: ds gets t at each target, a few gathered rows in all."""
@@ -97,8 +116,6 @@ class Gradients:
             if self.gamma is not None:
                 self.gamma.index_add_(0, index, ds * z)
             a = ds if call.gamma is None else ds * call.gamma[index].to(self.dtype)
-            self.s1 += a
-            self.s2 += a * z
             if call.rows.rstd is not None:
                 a = a * call.rows.rstd
             if self.x is not None:

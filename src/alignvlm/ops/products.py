@@ -31,8 +31,16 @@ def product(a: Tensor, b: Tensor, dtype: torch.dtype, *, for_transpose: bool = F
     return _onednn(a, b) if _suits_onednn(a) else torch.mm(a, b)
 
 
+def store(out: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """``out = a @ b``, accumulated in full precision and rounded once."""
+    if out.dtype == a.dtype and not _suits_onednn(a):
+        return torch.mm(a, b, out=out)
+    narrower = out.dtype.itemsize < a.dtype.itemsize  # half precision on a CPU
+    return out.copy_(product(a, b, a.dtype if narrower else out.dtype))
+
+
 def accumulate(out: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """``out += a @ b`` in ``out``'s dtype."""
+    """``out += a @ b``, accumulated in full precision and rounded to ``out``'s dtype."""
     if out.dtype != a.dtype:
         return torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
     return out.add_(_onednn(a, b)) if _suits_onednn(a) else out.addmm_(a, b)

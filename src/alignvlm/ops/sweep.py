@@ -1,4 +1,4 @@
-"""What both sweeps of the chunked op read."""
+"""What the sweeps of the chunked op read."""
 
 from __future__ import annotations
 
@@ -6,16 +6,45 @@ import torch
 from torch import Tensor
 
 from .blocks import Blocks
-from .products import operand_dtype
+from .products import operand_dtype, product, store
 from .select import select_tiles
-from .statistics import VocabStats, statistics_dtype
+from .statistics import statistics_dtype
 from .tiles import Columns, Rows
 
 
-class Sweep:
-    """Everything both sweeps read; one instance a sweep."""
+def logits_dtype(x: Tensor) -> torch.dtype:
+    """What kept logits are stored in: what the matrix products read."""
+    return operand_dtype(x, statistics_dtype(x))
 
-    def __init__(self, x, weight, table, bias, gamma, beta, stats, eps, blocks) -> None:
+
+def room_for_logits(x: Tensor, vocab: int, kept: bool) -> Tensor:
+    """An array for the kept logits, ``[N, V]``; empty if they are not kept.
+
+    On a CPU it lies in memory column by column: gradients of the vocabulary's rows then multiply
+    fastest (``products``).
+    """
+    if not kept:
+        return x.new_empty(0, dtype=logits_dtype(x))
+    return by_columns(x, x.shape[0], vocab, logits_dtype(x))
+
+
+def by_columns(like: Tensor, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """``[rows, columns]`` on the device of ``like``, uninitialised; column by column on a CPU."""
+    if like.device.type == "cpu":
+        return like.new_empty((columns, rows), dtype=dtype).T
+    return like.new_empty((rows, columns), dtype=dtype)
+
+
+class Sweep:
+    """Everything the sweeps read; one instance forward and one backward.
+
+    Attributes:
+        kept: the logits ``[N, V]`` without the bias, or empty.
+        filled: whether all of them are there.
+        rows: μ and r of every row.
+    """
+
+    def __init__(self, x, weight, table, bias, gamma, beta, blocks, kept) -> None:
         self.dtype = statistics_dtype(x)
         self.operand = operand_dtype(x, self.dtype)
         self.x, self.weight, self.table = x, weight, table
@@ -24,9 +53,12 @@ class Sweep:
         self.tiles = select_tiles(x.device)
         self.xs = x.to(self.operand)
         self.rows = Rows(None, None)
-        if stats:
-            mu, variance = VocabStats(*stats).moments(x.to(self.dtype))
-            self.rows = Rows(mu, torch.rsqrt(variance + eps))
+        self.kept, self.filled = kept, False
+
+    def normalise(self, moments: Tensor, eps: float) -> None:
+        """Take μ and r from mean and variance of every row, ``[2, N]``; none: no LayerNorm."""
+        if moments.ndim == 2:
+            self.rows = Rows(moments[0], torch.rsqrt(moments[1] + eps))
 
     def full(self, vector: Tensor | None, block: slice) -> Tensor | None:
         return None if vector is None else vector[block].to(self.dtype)
@@ -44,24 +76,29 @@ class Sweep:
         count, rows = len(self.xs), self.blocks.rows
         return [slice(start, min(start + rows, count)) for start in range(0, count, rows)]
 
-    def room_for_logits(self) -> Tensor:
-        vocab = self.weight.shape[0] if self.blocks.kept else 0
-        return self.x.new_empty((len(self.xs) * vocab,), dtype=self.dtype)
-
-    def kept_tile(self, kept: Tensor, block: slice, rows: slice) -> Tensor | None:
-        """Where a tile of logits is kept, ``[R, K]``; each lies in one piece, by columns."""
+    def logits(self, block: slice, rows: slice, *, for_transpose: bool = False) -> Tensor:
+        """A tile ``[R, K]`` of the logits without the bias: computed, and kept if all are."""
+        w = self.weight[block].to(self.operand)
         if not self.blocks.kept:
-            return None
-        count, columns = rows.stop - rows.start, block.stop - block.start
-        start = block.start * len(self.xs) + rows.start * columns
-        return kept[start : start + count * columns].view(columns, count).T
+            return product(self.xs[rows], w.T, self.dtype, for_transpose=for_transpose)
+        place = self.kept[rows, block]
+        if self.filled:
+            return place
+        if place.device.type != "cpu":
+            return store(place, self.xs[rows], w.T)
+        tile = product(self.xs[rows], w.T, self.dtype, for_transpose=True)
+        place.copy_(tile)
+        return tile  # still in cache
 
     def target_z_hat(self, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Clamped ids and ẑ (z without the LayerNorm) at each target, ``[N, M]``."""
         ids = targets.clamp_min(0)
-        xs = self.x.to(self.dtype)
-        columns = [(xs * self.weight[column].to(self.dtype)).sum(-1) for column in ids.T]
-        z = torch.stack(columns, -1) if columns else xs.new_zeros(ids.shape)
+        if self.blocks.kept:
+            z = self.kept.gather(1, ids).to(self.dtype)
+        else:
+            xs = self.x.to(self.dtype)
+            columns = [(xs * self.weight[column].to(self.dtype)).sum(-1) for column in ids.T]
+            z = torch.stack(columns, -1) if columns else xs.new_zeros(ids.shape)
         if self.bias is not None:
             z = z + self.bias[ids].to(self.dtype)
         if self.rows.mu is not None:

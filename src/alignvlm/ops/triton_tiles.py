@@ -1,9 +1,10 @@
-"""``tiles.forward_tile`` and ``backward_tile`` as one fused pass each, in Triton.
+"""The functions of ``tiles`` as one fused pass each, in Triton.
 
 Imported only by ``select``, so that ``import alignvlm`` needs no Triton. Shapes: R rows, K columns
-of the vocabulary. A program owns some rows and walks over all columns: row sums stay in its
-registers, and sums over rows go through one partial sum a program, so nothing depends on the order
-in which programs run. Offsets are 64-bit, since R·K may exceed 2³¹.
+of the vocabulary. A program owns some rows and walks over all columns, or over a segment of them:
+enough programs to fill a GPU. Sums go through one partial sum a program, so nothing depends on the
+order in which programs run. Offsets are 64-bit, since R·K may exceed 2³¹. Logits may be fp32, bf16
+or fp16; fp64 is for checks, not for speed, and takes the plain functions.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ FORWARD_BLOCK = (4, 1024)
 the exponential, and the second read should find them in cache."""
 BACKWARD_BLOCK = (16, 256)
 """More rows, because every program writes partial sums over its rows."""
+STATISTICS_BLOCK = (4, 512)
+"""Every entry of the block has a running mean of its own, in registers."""
+SEGMENT = 2048
+"""Columns that a program of the backward kernels walks over."""
 
 
 def forward_tile(
@@ -28,13 +33,13 @@ def forward_tile(
 ) -> tuple[Tensor, Tensor]:
     """exp(s − new peak), ``[R, K]`` in ``operand``, and what earlier sums must be multiplied by.
 
-    ``peak`` and ``total`` (``[R]``, the softmax's running maximum and sum) are updated, and ``z``
-    (fp32, any strides) may be overwritten. ``total`` adds the exponentials before they are rounded.
+    ``peak`` and ``total`` (``[R]``, the softmax's running maximum and sum) are updated. ``z`` has
+    any strides. ``total`` adds the exponentials before they are rounded.
     """
-    if z.dtype != torch.float32:  # fp64 is for checks, not for speed
+    if z.dtype == torch.float64:
         return tiles.forward_tile(z, rows, columns, peak, total, operand)
     count, width = z.shape
-    p = z if operand == z.dtype else torch.empty_like(z, dtype=operand)
+    p = torch.empty_like(z, dtype=operand)
     rescale = torch.empty_like(peak)
     if z.numel() == 0:
         return p, rescale.fill_(1)
@@ -57,36 +62,99 @@ def backward_tile(
     offset: Tensor,
     sums: Sums,
     operand: torch.dtype,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """p and r∘a of a tile in ``operand``, with ds = p∘(upstream − offset); adds to ``sums``.
 
-    ``upstream`` may be overwritten, ``z`` (fp32, any strides) is not.
+    ``upstream`` may be overwritten; it, ``z`` and ``out`` have any strides. ``out``: where r∘a
+    goes, ``[R, K]`` in ``operand``.
     """
-    if z.dtype != torch.float32:
-        return tiles.backward_tile(z, upstream, rows, columns, lse, offset, sums, operand)
+    if z.dtype == torch.float64:
+        return tiles.backward_tile(z, upstream, rows, columns, lse, offset, sums, operand, out)
     count, width = z.shape
     p = torch.empty((count, width), dtype=operand, device=z.device)
-    reuse = upstream is not None and upstream.dtype == operand
-    a = upstream if reuse else torch.empty_like(p)
+    if out is None:
+        reuse = upstream is not None and upstream.dtype == operand
+        out = upstream if reuse else torch.empty_like(p)
+    assert out is not None
     if z.numel() == 0:
-        return p, a
-    row_block, column_block = BACKWARD_BLOCK
-    programs = triton.cdiv(count, row_block)
-    vectors = (sums.gamma, sums.beta, sums.bias)
-    wanted = [vector for vector in vectors if vector is not None]
-    partial = z.new_empty(len(wanted), programs, width)
-    pieces = iter(partial)
+        return p, out
+    grid = _grid(count, width)
+    over_columns = _Partial((sums.s1, sums.s2, sums.z_hat), grid[1])
+    over_rows = _Partial((sums.gamma, sums.beta, sums.bias), grid[0])
     with torch.cuda.device_of(z):
-        _backward_kernel[(programs,)](
-            z, upstream, p, a, *_dense(*rows, *columns, lse, offset), sums.s1, sums.s2,
-            *(None if vector is None else next(pieces) for vector in vectors), count, width,
-            *z.stride(), *(p if upstream is None else upstream).stride(), *p.stride(), *a.stride(),
-            ROWS=row_block, COLUMNS=column_block, num_warps=8,
+        _backward_kernel[grid](
+            z, upstream, p, out, *_dense(*rows, *columns, lse, offset), *over_columns.pieces,
+            *over_rows.pieces, count, width, *z.stride(),
+            *(p if upstream is None else upstream).stride(), *p.stride(), *out.stride(),
+            SEGMENT=SEGMENT, ROWS=BACKWARD_BLOCK[0], COLUMNS=BACKWARD_BLOCK[1], num_warps=8,
             enable_fp_fusion=True,
         )  # fmt: skip
-    if wanted:
-        torch._foreach_add_(wanted, list(partial.sum(1)))
-    return p, a
+    over_columns.add()
+    over_rows.add()
+    return p, out
+
+
+def statistics_tile(z: Tensor, bias: Tensor | None, seen: int, mean: Tensor, moved: Tensor) -> None:
+    """Add a tile to the mean over ``seen`` columns, and to Σ (z + b − mean)², both ``[R]``."""
+    if z.dtype == torch.float64:
+        return tiles.statistics_tile(z, bias, seen, mean, moved)
+    row_block, column_block = STATISTICS_BLOCK
+    if z.numel():
+        with torch.cuda.device_of(z):
+            _statistics_kernel[(triton.cdiv(len(z), row_block),)](
+                z, *_dense(bias), mean, moved, float(seen), *z.shape, *z.stride(),
+                ROWS=row_block, COLUMNS=column_block, num_warps=4, enable_fp_fusion=True,
+            )  # fmt: skip
+    return None
+
+
+def correct_tile(
+    z: Tensor,
+    a: Tensor,
+    rows: Rows,
+    bias: Tensor | None,
+    s1: Tensor,
+    s2: Tensor,
+    sums: Tensor | None,
+) -> Tensor:
+    """dz = r (a − s1 − ẑ s2) in the place of r∘a, with the row's means of a and a∘ẑ.
+
+    ``sums``: Σ_n dz, ``[K]``, is added to it.
+    """
+    if z.dtype == torch.float64:
+        return tiles.correct_tile(z, a, rows, bias, s1, s2, sums)
+    if z.numel() == 0:
+        return a
+    grid = _grid(*z.shape)
+    over_rows = _Partial((sums,), grid[0])
+    with torch.cuda.device_of(z):
+        _correct_kernel[grid](
+            z, a, *_dense(*rows, bias, s1, s2), *over_rows.pieces, *z.shape, *z.stride(),
+            *a.stride(), SEGMENT=SEGMENT, ROWS=BACKWARD_BLOCK[0], COLUMNS=BACKWARD_BLOCK[1],
+            num_warps=8, enable_fp_fusion=True,
+        )  # fmt: skip
+    over_rows.add()
+    return a
+
+
+def _grid(rows: int, columns: int) -> tuple[int, int]:
+    return triton.cdiv(rows, BACKWARD_BLOCK[0]), triton.cdiv(columns, SEGMENT)
+
+
+class _Partial:
+    """Partial sums of the vectors that are wanted, one row ``[len(vector)]`` a program."""
+
+    def __init__(self, vectors: tuple[Tensor | None, ...], programs: int) -> None:
+        self.wanted = [vector for vector in vectors if vector is not None]
+        self.sums = [vector.new_empty(programs, len(vector)) for vector in self.wanted]
+        found = iter(self.sums)
+        self.pieces = [None if vector is None else next(found) for vector in vectors]
+
+    def add(self) -> None:
+        """Add them up, in a fixed order."""
+        if self.wanted:
+            torch._foreach_add_(self.wanted, [partial.sum(0) for partial in self.sums])
 
 
 def _dense(*vectors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -158,10 +226,10 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(
-    z, upstream, p, a, mu, rstd, bias, gamma, beta, lse, offset, s1, s2,
+    z, upstream, p, a, mu, rstd, bias, gamma, beta, lse, offset, s1, s2, s0,
     gamma_part, beta_part, bias_part, rows, columns,
     z_row, z_column, up_row, up_column, p_row, p_column, a_row, a_column,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    SEGMENT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     real = row < rows
@@ -171,8 +239,10 @@ def _backward_kernel(
     shift = tl.load(offset + row, mask=real, other=0.0)
     sum_a = tl.zeros([ROWS], tl.float32)
     sum_az = tl.zeros([ROWS], tl.float32)
+    sum_z = tl.zeros([ROWS], tl.float32)
     place = tl.program_id(0).to(tl.int64) * columns
-    for start in range(0, columns, COLUMNS):
+    first = tl.program_id(1) * SEGMENT
+    for start in range(first, tl.minimum(first + SEGMENT, columns), COLUMNS):
         column = start + tl.arange(0, COLUMNS)
         z_hat, s, scale, inside = _logits(
             z, row, column, rows, columns, z_row, z_column, m, r, bias, gamma, beta, COLUMNS
@@ -188,6 +258,8 @@ def _backward_kernel(
         tl.store(a + _offsets(row, column, a_row, a_column), moved.to(a.dtype.element_ty), inside)
         sum_a += tl.sum(weighted, 1)
         sum_az += tl.sum(weighted * z_hat, 1)
+        if s0 is not None:
+            sum_z += tl.sum(tl.where(inside, z_hat, 0.0), 1)
         here = column < columns
         if gamma_part is not None:
             tl.store(gamma_part + place + column, tl.sum(ds * z_hat, 0), mask=here)
@@ -195,7 +267,68 @@ def _backward_kernel(
             tl.store(beta_part + place + column, tl.sum(ds, 0), mask=here)
         if bias_part is not None:
             tl.store(bias_part + place + column, tl.sum(moved, 0), mask=here)
+    mine = tl.program_id(1) * rows + row
     if s1 is not None:
-        tl.store(s1 + row, tl.load(s1 + row, mask=real, other=0.0) + sum_a, mask=real)
+        tl.store(s1 + mine, sum_a, mask=real)
     if s2 is not None:
-        tl.store(s2 + row, tl.load(s2 + row, mask=real, other=0.0) + sum_az, mask=real)
+        tl.store(s2 + mine, sum_az, mask=real)
+    if s0 is not None:
+        tl.store(s0 + mine, sum_z, mask=real)
+
+
+@triton.jit
+def _statistics_kernel(
+    z, bias, mean, moved, seen, rows, columns, z_row, z_column,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Welford's update in every entry of the block; entries are merged once, at the end."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    real = row < rows
+    middle = tl.zeros([ROWS, COLUMNS], tl.float32)
+    spread = tl.zeros([ROWS, COLUMNS], tl.float32)
+    count = 0.0
+    for start in range(0, columns, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        inside = real[:, None] & (column < columns)[None, :]
+        value = tl.load(z + _offsets(row, column, z_row, z_column), mask=inside, other=0.0)
+        value = value + _vector(bias, column, columns, 0.0, COLUMNS)[None, :]
+        count += 1.0
+        step = tl.where(inside, value - middle, 0.0)
+        middle += step * (1.0 / count)
+        spread += step * (value - middle)
+    held = ((columns + COLUMNS - 1 - tl.arange(0, COLUMNS)) // COLUMNS).to(tl.float32)[None, :]
+    own = tl.sum(middle * held, 1) / columns
+    apart = middle - own[:, None]
+    added = tl.sum(spread + held * apart * apart, 1)
+    before = tl.load(mean + row, mask=real, other=0.0)
+    step = own - before
+    share = columns / (seen + columns)
+    total = tl.load(moved + row, mask=real, other=0.0) + added + step * step * (seen * share)
+    tl.store(mean + row, before + step * share, mask=real)
+    tl.store(moved + row, total, mask=real)
+
+
+@triton.jit
+def _correct_kernel(
+    z, a, mu, rstd, bias, s1, s2, bias_part, rows, columns,
+    z_row, z_column, a_row, a_column,
+    SEGMENT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    m = _vector(mu, row, rows, 0.0, ROWS)
+    r = _vector(rstd, row, rows, 1.0, ROWS)
+    shift = r * _vector(s1, row, rows, 0.0, ROWS)
+    slope = r * _vector(s2, row, rows, 0.0, ROWS)
+    place = tl.program_id(0).to(tl.int64) * columns
+    first = tl.program_id(1) * SEGMENT
+    for start in range(first, tl.minimum(first + SEGMENT, columns), COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        z_hat, _, _, inside = _logits(
+            z, row, column, rows, columns, z_row, z_column, m, r, bias, None, None, COLUMNS
+        )
+        target = a + _offsets(row, column, a_row, a_column)
+        dz = tl.load(target, mask=inside, other=0.0) - shift[:, None] - z_hat * slope[:, None]
+        tl.store(target, dz.to(a.dtype.element_ty), mask=inside)
+        if bias_part is not None:
+            dz = tl.where(inside, dz, 0.0)
+            tl.store(bias_part + place + column, tl.sum(dz, 0), mask=column < columns)
