@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from . import report
 from .cell import Bench
 from .cost import measure_cost
 from .questions import write as write_questions
@@ -47,6 +46,8 @@ def main() -> None:
         print(write_questions(asked.pages, asked.results))
         return
     if asked.what == "report":
+        from . import report  # scores need packages that a machine with a card may lack
+
         print(report.write(asked.results, Path("docs/study.md")))
         return
     if asked.language_model is None:

@@ -72,7 +72,7 @@ def values_and_gradients(a: SimpleNamespace, result, upstream_seed: int = 3) -> 
     g = torch.Generator().manual_seed(upstream_seed)
     outputs = {k: value for k, value in result._asdict().items() if value is not None}
     upstream = [
-        torch.randn(o.shape, generator=g, dtype=torch.float64).to(o.dtype) for o in outputs.values()
+        torch.randn(o.shape, generator=g, dtype=torch.float64).to(o) for o in outputs.values()
     ]
     wanted = leaves(a)
     gradients = torch.autograd.grad(list(outputs.values()), list(wanted.values()), upstream)
