@@ -216,7 +216,7 @@ BAD = {
     "key": ({"extra_body": {"top_k": 3}}, "top_k: this server does not", "unsupported_parameter"),
     "tools": (
         {"tools": [{"type": "function", "function": {"name": "f"}}]},
-        "tools: this server does not",
+        'tools: this server calls no tools: leave this out, or send tool_choice "none"',
         "unsupported_parameter",
     ),
     "n": ({"n": 2}, "n: ", None),

@@ -31,7 +31,8 @@ from ..model.outputs import Encoded
 from ..processing.processor import AlignVLMProcessor
 from .attachments import Attachment, decode, opened
 from .limits import Limits, RequestError
-from .schema import ChatRequest, TextPart
+from .messages import TextPart
+from .schema import ChatRequest
 
 SEEN = Image.new("RGB", (1, 1))
 """Stands in a chat for a page that has been encoded."""

@@ -148,8 +148,12 @@ def create_app(
 
 
 async def _http_error(request: Request, error: Any) -> Response:
-    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-    refusal = RequestError(error.detail, status=error.status_code, code=code)
+    status = HTTPStatus(error.status_code)
+    code, detail = status.phrase.lower().replace(" ", "_"), error.detail
+    if detail == HTTPStatus.NOT_FOUND.phrase:
+        detail = f"there is no {request.url.path[:100]} here: ask with POST {CHAT}; GET /v1/models "
+        detail += "says which model answers"
+    refusal = RequestError(detail, status=error.status_code, code=code)
     return JSONResponse(refusal.body(), error.status_code, error.headers)
 
 
