@@ -18,7 +18,7 @@ import openai
 import pytest
 from tests.serve.server_thread import CHAT, Running, serving, user_message
 
-from alignvlm.serve import chat_endpoint, limits
+from alignvlm.serve import call, limits
 from alignvlm.serve.limits import Limits
 
 LONG = 1500
@@ -213,7 +213,7 @@ def test_bodies_that_never_come_keep_nobody_out(start, body, watched):
 
 @pytest.mark.parametrize("slow", [True, False])
 def test_a_body_that_comes_too_slowly_is_given_up(start, body, watched, monkeypatch, slow):
-    monkeypatch.setattr(chat_endpoint, "UPLOAD_SECONDS", 0.5 if slow else 30)
+    monkeypatch.setattr(call, "UPLOAD_SECONDS", 0.5 if slow else 30)
     wanted = b"upload_timeout" if slow else b"no answer within 1"
     with start(timeout=20 if slow else 1) as server:
         with open_connection(server, body, withhold=10) as connection:

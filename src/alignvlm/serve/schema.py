@@ -5,13 +5,16 @@ A field that would change the answer and cannot be honoured is refused rather th
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from .limits import Limits, RequestError
 from .messages import MOST, FilePart, ImagePart, Message, RequestPart
+from .response_format import ResponseFormat, TextFormat
 
+MOST_ANSWERS = 8
+"""To one request; they are written one after the other."""
 NO_TOOLS = 'this server calls no tools: leave this out, or send tool_choice "none"'
 UNSUPPORTED = {
     "tools": NO_TOOLS,
@@ -33,12 +36,6 @@ class StreamOptions(RequestPart):
 
     include_usage: bool = False
     include_obfuscation: bool = False
-
-
-class ResponseFormat(RequestPart):
-    """Text is the only one."""
-
-    type: Literal["text"]
 
 
 class ChatRequest(RequestPart):
@@ -72,12 +69,12 @@ class ChatRequest(RequestPart):
         Field(max_length=4),
         BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
     ] = []
-    n: Literal[1] = 1
-    logprobs: Literal[False] = False
-    top_logprobs: Literal[0] = 0
+    n: int = Field(1, ge=1, le=MOST_ANSWERS)
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=20)
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
-    response_format: ResponseFormat | None = None
+    response_format: ResponseFormat = TextFormat()
     user: Any = None
     metadata: Any = None
     store: Any = None
@@ -97,6 +94,12 @@ class ChatRequest(RequestPart):
         unused = {"tools": "tool_choice", "functions": "function_call"}
         dropped = {tools for tools, choice in unused.items() if data.get(choice) == "none"}
         return {key: value for key, value in data.items() if key not in dropped}
+
+    @property
+    def sampled(self) -> bool:
+        """Whether chance has a part in the answer."""
+        narrowed = self.top_p is not None and self.top_p < 1
+        return bool(self.temperature) or (self.temperature is None and narrowed)
 
     @property
     def documents(self) -> list[tuple[str, str]]:
@@ -140,6 +143,14 @@ def parse_request(body: bytes, limits: Limits, served: str) -> ChatRequest:
                 code="too_many_tokens",
                 param=name,
             )
+    if request.n > 1 and not request.sampled:
+        raise RequestError(
+            f"n is {request.n}, but without temperature all answers are the same: send temperature "
+            "above 0, or leave n out",
+            param="n",
+        )
+    if request.top_logprobs and not request.logprobs:
+        raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
     return request
 
 
