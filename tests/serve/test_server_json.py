@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from datetime import date
 from decimal import Decimal
@@ -245,3 +246,26 @@ def test_a_page_beyond_the_context_is_refused(create, page):
     with pytest.raises(openai.BadRequestError, match="model's context 2048") as caught:
         create(messages=[user_message("Read.", page("136.94"))], response_format=form)
     assert caught.value.code == "context_length_exceeded"
+
+
+def test_fields_that_nobody_waits_for_are_not_looked_for(parts, page):
+    layers = 0
+
+    def slowly(*_: Any) -> None:
+        nonlocal layers
+        layers += 1
+        time.sleep(0.3)
+
+    messages: Any = [user_message("Read.", page("Novak Deli", "12 cups", "Total 136.94"))]
+    keys: Any = {"model": "tiny", "messages": messages, "response_format": schema(**ONE)}
+    with serving(*parts, Limits(timeout=1)) as server, server.client() as client:
+        handle = parts[0].model.language_model.layers[0].register_forward_hook(slowly)
+        with pytest.raises(openai.InternalServerError, match="no answer within 1 s"):
+            client.chat.completions.create(**keys)
+        server.wait_for("alignvlm_running", 0)
+        time.sleep(0.4)
+        seen = layers
+        time.sleep(0.8)
+        handle.remove()
+        assert layers == seen > 1
+        assert client.chat.completions.create(**keys).choices[0].finish_reason == "stop"

@@ -177,16 +177,18 @@ def test_waiting_counts_as_time(start, body, watched):
         idle(server, watched)
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_frees_the_model(start, body, watched, stream):
+@pytest.mark.parametrize(("stream", "n"), [(False, 1), (True, 1), (False, 3)])
+def test_a_client_that_leaves_frees_the_model(start, body, watched, stream, n):
+    long = {**body, "max_tokens": LONG, "stream": stream, "n": n}
     with start() as server:
-        with open_connection(server, {**body, "max_tokens": LONG, "stream": stream}) as connection:
+        with open_connection(server, long) as connection:
             server.wait_for("alignvlm_running", 1)
             wait_until(lambda: watched.now == 1)
             if stream:
                 assert connection.recv(1000)
         idle(server, watched)
         assert server.metrics()["alignvlm_abandoned_total"] == 1
+        assert watched.calls == 1  # none of the other answers was begun
 
 
 def test_a_client_that_leaves_the_queue_costs_nothing(start, body, watched):
