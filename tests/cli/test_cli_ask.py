@@ -371,9 +371,34 @@ def test_embed_writes_what_the_language_model_gets(run, learnt, page, tmp_path):
     assert torch.equal(sent, written)
 
 
+def test_embed_writes_a_content_part_of_vllms_chat(run, learnt, page, tmp_path):
+    printed = json.loads(run("embed", learnt.model, page, "--format", "vllm-chat").stdout)
+    assert set(printed) == {"type", "data"}
+    assert printed["type"] == "prompt_embeds"
+    sent = torch.load(
+        io.BytesIO(base64.b64decode(printed["data"], validate=True)), weights_only=True
+    )
+    run("embed", learnt.model, page, "--out", tmp_path / "alone.pt")
+    assert torch.equal(sent, torch.load(tmp_path / "alone.pt", weights_only=True))
+    out = tmp_path / "deep" / "chat.json"
+    said = answered(
+        run("embed", learnt.model, page, "--question", QUESTION, "--out", out, "--json")
+    )
+    assert (said["out"], said["tokens"]) == (str(out), len(sent))
+    content = [printed, {"type": "text", "text": QUESTION}]
+    assert json.loads(out.read_text()) == {"messages": [{"role": "user", "content": content}]}
+    whole = answered(run("embed", learnt.model, page, "--format", "vllm-chat", "--json"))
+    assert whole["chat"] == printed
+    refused(run("embed", learnt.model, page, "--format", "vllm-chat", "--base64"), "leave one out")
+
+
 def test_what_cannot_be_embedded(run, learnt, page, tmp_path):
     refused(run("embed", learnt.model, page), "--out FILE, or --base64")
-    refused(run("embed", learnt.model, page, "--out", "a.npy"), "'npy'", "safetensors or pt")
+    refused(
+        run("embed", learnt.model, page, "--out", "a.npy"),
+        "'npy'",
+        "safetensors or pt or vllm-chat",
+    )
     refused(run("embed", learnt.model, page, "--out", "a.pt", "--question", " "), "empty")
     refused(run("embed", learnt.model, "gone.png", "--out", "a.pt"), "gone.png: no such file")
     assert not list(tmp_path.glob("a.*"))

@@ -16,9 +16,9 @@ from alignvlm.errors import AlignVLMError, ConfigError, DataError
 from alignvlm.inference import extract as module
 from alignvlm.inference.ask import ask, encode_pages
 from alignvlm.inference.confidence import Calibration
-from alignvlm.inference.extract import Extractor, answer_together, extract
+from alignvlm.inference.extract import Extractor, Spent, answer_together, extract
 from alignvlm.inference.extractive import PageSpans
-from alignvlm.inference.field_schema import FieldQuestion, field_questions
+from alignvlm.inference.field_schema import FieldQuestion, field_questions, may_be_null
 
 
 class Invoice(BaseModel):
@@ -77,15 +77,16 @@ def test_fields_of_a_schema_and_of_a_pydantic_model():
         "properties": {
             "company": {"type": "string", "description": "Who sells?"},
             "count": {"type": "integer"},
-            "issued": {"type": "string", "format": "date"},
+            "issued": {"type": ["string", "null"], "format": "date"},
         },
-        "required": ["company"],
+        "required": ["company", "issued"],
     }
     assert field_questions(schema) == [
         FieldQuestion("company", "Who sells?", "text"),
         FieldQuestion("count", "What is the count?", "integer"),
         FieldQuestion("issued", "What is the issued?", "date"),
     ]
+    assert [may_be_null(schema, name) for name in schema["properties"]] == [False, True, True]
     assert [(f.name, f.kind) for f in field_questions(Invoice)] == [
         ("company", "text"), ("issued", "date"), ("total", "number"),
     ]  # fmt: skip
@@ -103,6 +104,10 @@ def one(**schema: Any) -> dict[str, Any]:
         (["a:dat"], "did you mean 'date'"),
         ([":date"], "without a name"),
         (one(type="array", items={"type": "string"}), "'items' is an array"),
+        (one(type={}), "type {} cannot be extracted"),
+        (one(type=["string", "number"]), "cannot be extracted"),
+        (one(anyOf=[5]), "'anyOf' must be a list"),
+        (one(type="string", description=["a"]), "description must be a string"),
         (one(type="object"), "type 'object' cannot be extracted"),
         (one(type="string", format="email"), "format 'email'"),
         (one(type="string", enum=["a"]), "'enum'"),
@@ -127,10 +132,22 @@ def test_answers_from_one_prefill_are_those_of_asking_one_by_one(
     encoded = encode_pages(model, processor, [page.image])
     questions = ["What is the total?", "Where?", "What is the date of the invoice, please?"]
     together = answer_together(model, processor, page, questions, encoded, max_new_tokens=12)
+    alone = None
     for question, answer in zip(questions, together, strict=True):
         alone = ask(model, processor, [page.image], question, encoded=encoded, max_new_tokens=12)
         assert answer.text == alone.text
         assert answer.score == pytest.approx(alone.log_probability * alone.new_tokens, abs=1e-3)
+        assert answer.new_tokens == alone.new_tokens
+    assert alone is not None
+    spent = Spent()
+    keys: dict[str, Any] = {"max_new_tokens": 12, "at_once": 2, "spent": spent}
+    few = answer_together(model, processor, page, questions, encoded, **keys)
+    assert [answer.text for answer in few] == [answer.text for answer in together]
+    assert spent.new_tokens == sum(answer.new_tokens for answer in together)
+    assert (spent.visual_tokens, spent.kept_visual_tokens) == (
+        alone.visual_tokens, alone.kept_visual_tokens,
+    )  # fmt: skip
+    assert alone.prompt_tokens < spent.prompt_tokens < 3 * alone.prompt_tokens
 
 
 def test_every_value_stands_on_the_page(parts, make_image, reading, always_there):

@@ -216,11 +216,16 @@ BAD = {
     "key": ({"extra_body": {"top_k": 3}}, "top_k: this server does not", "unsupported_parameter"),
     "tools": (
         {"tools": [{"type": "function", "function": {"name": "f"}}]},
-        "tools: this server does not",
+        'tools: this server calls no tools: leave this out, or send tool_choice "none"',
         "unsupported_parameter",
     ),
-    "n": ({"n": 2}, "n: ", None),
-    "json": ({"response_format": {"type": "json_object"}}, "response_format.type: ", None),
+    "n": ({"n": 2}, "n is 2, but without temperature", None),
+    "many": ({"n": 9, "temperature": 1}, "n: ", None),
+    "form": (
+        {"response_format": {"type": "xml"}},
+        "response_format: type must be text, json_object or json_schema",
+        None,
+    ),
     "heat": ({"temperature": 3}, "temperature: ", None),
     "stop": ({"stop": [""]}, "stop.0: ", None),
 }

@@ -18,7 +18,7 @@ import openai
 import pytest
 from tests.serve.server_thread import CHAT, Running, serving, user_message
 
-from alignvlm.serve import chat_endpoint, limits
+from alignvlm.serve import call, limits
 from alignvlm.serve.limits import Limits
 
 LONG = 1500
@@ -177,16 +177,18 @@ def test_waiting_counts_as_time(start, body, watched):
         idle(server, watched)
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_frees_the_model(start, body, watched, stream):
+@pytest.mark.parametrize(("stream", "n"), [(False, 1), (True, 1), (False, 3)])
+def test_a_client_that_leaves_frees_the_model(start, body, watched, stream, n):
+    long = {**body, "max_tokens": LONG, "stream": stream, "n": n}
     with start() as server:
-        with open_connection(server, {**body, "max_tokens": LONG, "stream": stream}) as connection:
+        with open_connection(server, long) as connection:
             server.wait_for("alignvlm_running", 1)
             wait_until(lambda: watched.now == 1)
             if stream:
                 assert connection.recv(1000)
         idle(server, watched)
         assert server.metrics()["alignvlm_abandoned_total"] == 1
+        assert watched.calls == 1  # none of the other answers was begun
 
 
 def test_a_client_that_leaves_the_queue_costs_nothing(start, body, watched):
@@ -213,7 +215,7 @@ def test_bodies_that_never_come_keep_nobody_out(start, body, watched):
 
 @pytest.mark.parametrize("slow", [True, False])
 def test_a_body_that_comes_too_slowly_is_given_up(start, body, watched, monkeypatch, slow):
-    monkeypatch.setattr(chat_endpoint, "UPLOAD_SECONDS", 0.5 if slow else 30)
+    monkeypatch.setattr(call, "UPLOAD_SECONDS", 0.5 if slow else 30)
     wanted = b"upload_timeout" if slow else b"no answer within 1"
     with start(timeout=20 if slow else 1) as server:
         with open_connection(server, body, withhold=10) as connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from ..errors import AlignVLMError, ConfigError, DataError
+from ..files import write_text
 from .options import (
     DPI,
     MAX_NEW_TOKENS,
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from ..inference.cite import Citation
     from ..inference.extractive import TokenBytes
     from ..model.outputs import Encoded
+
+CHAT = "vllm-chat"
+"""The form of prompt embeddings that goes into a message."""
 
 
 def ask(
@@ -315,13 +320,17 @@ def embed(
     model: Model,
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="documents and folders")],
     out: Annotated[
-        Path | None, typer.Option("--out", help="file to write: .safetensors or .pt")
+        Path | None, typer.Option("--out", help="file to write: .safetensors, .pt or .json")
     ] = None,
     question: Annotated[
         str | None, typer.Option(help="write the whole chat prompt; default: the pages alone")
     ] = None,
     format: Annotated[
-        str | None, typer.Option(help="safetensors, or pt (vLLM's); default: by the file's name")
+        str | None,
+        typer.Option(
+            help="safetensors, pt (vLLM's completions) or vllm-chat (a message's content part, in "
+            "JSON; without --out printed); default: by the file's name"
+        ),
     ] = None,
     base64: Annotated[
         bool, typer.Option("--base64", help="print what vLLM's server takes as prompt_embeds")
@@ -335,23 +344,26 @@ def embed(
     """Write pages as prompt embeddings, which the bare language model can be served with."""
     from ..inference.embed import FORMATS
 
-    if out is None and not base64:
-        raise ConfigError("embed needs --out FILE, or --base64 to print")
+    if out is None and not base64 and format != CHAT:
+        raise ConfigError("embed needs --out FILE, or --base64 or --format vllm-chat to print")
     if question is not None and not question.strip():
         raise AlignVLMError("the question is empty")
-    format = format or ("safetensors" if out is None else out.suffix.removeprefix("."))
+    by_name = "safetensors" if out is None else out.suffix.removeprefix(".")
+    format = format or (CHAT if by_name == "json" else by_name)
     if format not in FORMATS:
         raise ConfigError(f"unknown format {format!r}: choose --format {' or '.join(FORMATS)}")
+    if base64 and format == CHAT:
+        raise ConfigError("--base64 prints a tensor, --format vllm-chat JSON: leave one out")
     found = _pages(files, pages, max_pages, password, dpi)
     from ..inference.ask import load_model
-    from ..inference.embed import embed_pages, embed_prompt, to_base64, write_embeds
+    from ..inference.embed import embed_pages, embed_prompt, to_base64, to_chat, write_embeds
 
     loaded, processor = load_model(model)
     taken = list(found)
     images = [page.image for page in taken]
     made = (
         embed_pages(loaded, processor, images)
-        if question is None
+        if question is None or format == CHAT  # the server puts the chat around them
         else embed_prompt(loaded, processor, images, question)
     )
     where = [f"{page.file} page {page.page}" for page in taken]
@@ -368,7 +380,14 @@ def embed(
         "visual_tokens": made.visual_tokens,
         "kept_visual_tokens": made.kept_visual_tokens,
     }
-    if out is not None:
+    if format == CHAT:
+        chat = to_chat(made.embeds, question)
+        if out is None:
+            return emit(json_, {**data, "chat": chat}, json.dumps(chat))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out, json.dumps(chat) + "\n")
+        data["out"] = str(out)
+    elif out is not None:
         written = {key: data[key] for key in ("model", "dtype", "question") if data[key]}
         write_embeds(made.embeds, out, format, {**written, "pages": "; ".join(where)})
         data["out"] = str(out)

@@ -12,6 +12,7 @@ import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,7 +27,8 @@ from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor
 from .prompt import Prompt, build_prompts, chat, fill_texts
 
-FORMATS = ("safetensors", "pt")
+FORMATS = ("safetensors", "pt", "vllm-chat")
+TENSOR_FORMATS = FORMATS[:2]
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def to_bytes(
     if format == "safetensors":
         return save({"prompt_embeds": embeds}, metadata)
     if format != "pt":
-        raise ConfigError(f"unknown format {format!r}: choose one of {', '.join(FORMATS)}")
+        raise ConfigError(f"unknown format {format!r}: choose one of {', '.join(TENSOR_FORMATS)}")
     buffer = io.BytesIO()
     torch.save(embeds.clone(), buffer)  # a view would be saved with all it is a view of
     return buffer.getvalue()
@@ -118,6 +120,21 @@ def to_bytes(
 def to_base64(embeds: Float[Tensor, "tokens d_text"]) -> str:
     """The value of ``prompt_embeds`` in a request to vLLM's OpenAI server."""
     return base64.b64encode(to_bytes(embeds)).decode("ascii")
+
+
+def to_chat(embeds: Float[Tensor, "tokens d_text"], question: str | None = None) -> dict[str, Any]:
+    """Pages of :func:`embed_pages` for vLLM's chat API, which puts the chat template around them.
+
+    Returns:
+        The content part of a message; with a question the fields of a request: ``messages`` of one
+        message, the part and the question. Joined by a newline, as vLLM joins parts for templates
+        that take text, they are the prompt of :func:`embed_prompt`.
+    """
+    part = {"type": "prompt_embeds", "data": to_base64(embeds)}
+    if question is None:
+        return part
+    content = [part, {"type": "text", "text": question}]
+    return {"messages": [{"role": "user", "content": content}]}
 
 
 def write_embeds(

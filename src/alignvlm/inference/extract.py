@@ -3,6 +3,7 @@ in one batch."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -78,12 +79,30 @@ def asked_path(table: Path) -> Path:
     return table.with_name(f"{table.name}.asked.json")
 
 
+@dataclass
+class Spent:
+    """Tokens so far, pages counted once however many fields were asked of them.
+
+    Attributes:
+        prompt_tokens: of pages, questions and the chat format around them.
+        new_tokens: of the answers, their ends included.
+        visual_tokens, kept_visual_tokens: cells of the pages, and those that were not blank.
+    """
+
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    visual_tokens: int = 0
+    kept_visual_tokens: int = 0
+
+
 @dataclass(frozen=True)
 class FieldAnswer:
-    """One answer of a batch: its words, and the log-probability of its tokens, the end included."""
+    """One answer of a batch: its words, the log-probability of its tokens, the end included, and
+    how many these are."""
 
     text: str
     score: float
+    new_tokens: int = 0
 
 
 @torch.inference_mode()
@@ -97,6 +116,8 @@ def answer_together(
     spans: PageSpans | None = None,
     tokens: TokenBytes | None = None,
     max_new_tokens: int = 64,
+    at_once: int | None = None,
+    spent: Spent | None = None,
 ) -> list[FieldAnswer]:
     """Some questions about one page, each by itself, from one prefill; greedy.
 
@@ -106,6 +127,8 @@ def answer_together(
     Args:
         encoded: the page as :func:`alignvlm.inference.prompt.encode_pages` gave it.
         spans, tokens: leave the answers only spans of the page.
+        at_once: questions in one batch, each of which has a copy of the page's cache; default: all.
+        spent: what it took is added there.
 
     Raises:
         DataError: prompt and answer do not fit the language model's context.
@@ -117,14 +140,41 @@ def answer_together(
             [chat(question, [page.image])],
             max_new_tokens=[max_new_tokens],
             encoded=encoded,
-        ).inputs
+        )
         for question in questions
     ]
-    rows = [prompt["input_ids"][0] for prompt in prompts]
+    rows = [prompt.inputs["input_ids"][0] for prompt in prompts]
     shared = _shared(rows, processor.image_token_id)
-    start = model(inputs_embeds=prompts[0]["inputs_embeds"][:, :shared], use_cache=True,
+    start = model(inputs_embeds=prompts[0].inputs["inputs_embeds"][:, :shared], use_cache=True,
                   logits_to_keep=1)  # fmt: skip
-    cache = start[CACHE]
+    answers: list[FieldAnswer] = []
+    at_once = at_once or len(rows)
+    for first in range(0, len(rows), at_once):
+        last = first + at_once >= len(rows)
+        cache = start[CACHE] if last else copy.deepcopy(start[CACHE])
+        some = rows[first : first + at_once]
+        answers += _continued(
+            model, processor, some, shared, cache, spans, tokens, max_new_tokens
+        )  # fmt: skip
+    if spent is not None:
+        spent.prompt_tokens += shared + sum(len(row) - shared for row in rows)
+        spent.new_tokens += sum(answer.new_tokens for answer in answers)
+        spent.visual_tokens += prompts[0].visual_tokens[0]
+        spent.kept_visual_tokens += prompts[0].kept_visual_tokens[0]
+    return answers
+
+
+def _continued(
+    model: AlignVLMForConditionalGeneration,
+    processor: AlignVLMProcessor,
+    rows: Sequence[Tensor],
+    shared: int,
+    cache: Any,
+    spans: PageSpans | None,
+    tokens: TokenBytes | None,
+    max_new_tokens: int,
+) -> list[FieldAnswer]:
+    """Answers of one batch, after the ``shared`` ids whose keys and values are in ``cache``."""
     cache.batch_repeat_interleave(len(rows))
     ids, mask = _padded(rows, shared, processor.tokenizer.pad_token_id)
     ends = end_ids(model)
@@ -176,7 +226,7 @@ def _answer(
 ) -> FieldAnswer:
     stop = next((i for i, token in enumerate(new) if token in ends), len(new) - 1)
     text = tokenizer.decode(new[: stop + 1], skip_special_tokens=True).strip()
-    return FieldAnswer(text, score(logs[: stop + 1]))
+    return FieldAnswer(text, score(logs[: stop + 1]), stop + 1)
 
 
 class Extractor:
@@ -191,6 +241,11 @@ class Extractor:
         max_new_tokens: longest answer.
         encode: gives a page as :func:`alignvlm.inference.prompt.encode_pages` does, for those who
             have encoded it before.
+        tokens: what the vocabulary spells, for those who have it; it takes a while to make.
+        at_once: fields in one batch, see :func:`answer_together`.
+
+    Attributes:
+        spent: tokens of all pages so far.
 
     Raises:
         ConfigError: a schema that cannot be extracted.
@@ -207,14 +262,17 @@ class Extractor:
         min_confidence: float = 0.0,
         max_new_tokens: int = 64,
         encode: Callable[[PageImage], Encoded] | None = None,
+        tokens: TokenBytes | None = None,
+        at_once: int | None = None,
     ) -> None:
         if not 0 <= min_confidence <= 1:
             raise ConfigError(f"min_confidence must lie between 0 and 1, not {min_confidence}")
         self.model, self.processor, self.fields = model, processor, field_questions(schema)
         self.spelling, self.calibration = spelling, calibration
         self.min_confidence, self.max_new_tokens = min_confidence, max_new_tokens
-        self.encode = encode
-        self._tokens = TokenBytes(processor.tokenizer, model.lm_head.out_features)
+        self.encode, self.at_once = encode, at_once
+        self.spent = Spent()
+        self._tokens = tokens or TokenBytes(processor.tokenizer, model.lm_head.out_features)
 
     def page(self, page: PageImage) -> list[FieldValue] | None:
         """What one page says of each field; ``None``: nothing was read on it.
@@ -234,6 +292,7 @@ class Extractor:
         answers = answer_together(
             self.model, self.processor, page, questions, encoded,
             spans=spans, tokens=self._tokens, max_new_tokens=self.max_new_tokens,
+            at_once=self.at_once, spent=self.spent,
         )  # fmt: skip
         return [
             self._value(one, answer, spans.find(answer.text), page.page)

@@ -22,9 +22,6 @@ _AT_TOP = {"$schema", "$id", "title", "description", "type", "properties", "requ
            "additionalProperties"}  # fmt: skip
 _AT_FIELD = {"title", "description", "type", "format", "default", "anyOf", "examples"}
 
-Schema = Sequence[str] | Mapping[str, Any] | type[BaseModel]
-"""Names, perhaps ``name:kind``; a JSON Schema; or a pydantic model's class."""
-
 
 @dataclass(frozen=True)
 class FieldQuestion:
@@ -33,6 +30,10 @@ class FieldQuestion:
     name: str
     question: str
     kind: Kind = "text"
+
+
+Schema = Sequence[str] | Sequence[FieldQuestion] | Mapping[str, Any] | type[BaseModel]
+"""Names, perhaps ``name:kind``; questions; a JSON Schema; or a pydantic model's class."""
 
 
 def field_questions(schema: Schema) -> list[FieldQuestion]:
@@ -46,7 +47,10 @@ def field_questions(schema: Schema) -> list[FieldQuestion]:
     """
     if isinstance(schema, type):
         schema = schema.model_json_schema()
-    made = _of_schema(schema) if isinstance(schema, Mapping) else [_of_name(n) for n in schema]
+    if isinstance(schema, Mapping):
+        made = _of_schema(schema)
+    else:
+        made = [one if isinstance(one, FieldQuestion) else _of_name(one) for one in schema]
     names = [one.name for one in made]
     if not names:
         raise ConfigError("there are no fields to extract")
@@ -85,10 +89,12 @@ def _of_property(name: str, schema: Any) -> FieldQuestion:
     if not isinstance(schema, Mapping):
         raise ConfigError(f"field {name!r} must be an object with a 'type'")
     if "anyOf" in schema:  # as pydantic writes an optional field, or a decimal
-        some = [s for s in schema["anyOf"] if s.get("type") != "null"]
+        some = [s for s in _choices(name, schema["anyOf"]) if s.get("type") != "null"]
         some = [s for s in some if s.get("type") == "number"] or some
         schema = {**{k: v for k, v in schema.items() if k != "anyOf"}, **(some or [{}])[0]}
     kind = schema.get("type")
+    if isinstance(kind, list) and len(some := [one for one in kind if one != "null"]) == 1:
+        kind = some[0]
     if kind == "array":
         raise ConfigError(
             f"field {name!r} is an array: a field is answered by one place on the page, so "
@@ -104,11 +110,31 @@ def _of_property(name: str, schema: Any) -> FieldQuestion:
         ("string", None): "text", ("string", "date"): "date", ("number", None): "number",
         ("integer", None): "integer",
     }  # fmt: skip
-    if (kind, form) not in kinds:
+    if (
+        not isinstance(kind, str | None)
+        or not isinstance(form, str | None)
+        or (kind, form) not in kinds
+    ):
         shown = f"type {kind!r}" + (f" with format {form!r}" if form else "")
         raise ConfigError(
             f"field {name!r}: {shown} cannot be extracted; there are string, string with format "
             "'date', number and integer"
         )
     question = schema.get("description") or QUESTION.format(name.replace("_", " "))
+    if not isinstance(question, str):
+        raise ConfigError(f"field {name!r}: its description must be a string")
     return FieldQuestion(name, question, kinds[kind, form])
+
+
+def _choices(name: str, choices: Any) -> list[Mapping[str, Any]]:
+    if not isinstance(choices, list) or not all(isinstance(one, Mapping) for one in choices):
+        raise ConfigError(f"field {name!r}: 'anyOf' must be a list of objects with a 'type'")
+    return choices
+
+
+def may_be_null(schema: Mapping[str, Any], name: str) -> bool:
+    """Whether a JSON Schema of :func:`field_questions` lets a field be null or missing."""
+    own, required = schema["properties"][name], schema.get("required")
+    kinds = [own.get("type"), *(one.get("type") for one in own.get("anyOf", ()))]
+    null = any(kind == "null" or (isinstance(kind, list) and "null" in kind) for kind in kinds)
+    return null or not isinstance(required, list) or name not in required

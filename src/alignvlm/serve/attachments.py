@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
+from urllib.parse import unquote
 
 import httpx
 from PIL import Image
@@ -55,7 +56,7 @@ def read_documents(request: ChatRequest, limits: Limits) -> list[Attachment | Ad
     """
     return [
         Attachment(where, _data_url(where, url))
-        if url.startswith("data:")
+        if url[:5].lower() == "data:"
         else _address(where, url, limits)
         for where, url in request.documents
     ]
@@ -140,14 +141,23 @@ def _bad_url(where: str, message: object, code: str = "invalid_url") -> RequestE
     return RequestError(f"{where}: {message}", code=code, param=where)
 
 
+_USUAL = str.maketrans("-_", "+/", " \t\r\n")
+"""The usual letters of base64 for those that are safe in addresses, without line breaks."""
+
+
 def _data_url(where: str, url: str) -> bytes:
     header, _, payload = url.partition(",")
-    if not header.endswith(";base64"):
+    if not header.lower().endswith(";base64"):
         raise _bad_url(where, "a data URL must read data:image/png;base64,... (or another type)")
+    if "%" in payload:
+        payload = unquote(payload)
+    payload = payload.translate(_USUAL).rstrip("=")
     try:
-        return base64.b64decode(payload, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise _bad_url(where, f"the data URL is not base64: {error}") from None
+        return base64.b64decode(payload + "=" * (-len(payload) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise _bad_url(
+            where, "the file is not base64: send its bytes through base64, as `base64 FILE` does"
+        ) from None
 
 
 def _address(where: str, url: str, limits: Limits) -> Address:

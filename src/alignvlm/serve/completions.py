@@ -15,15 +15,26 @@ import contextlib
 import threading
 from concurrent import futures
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
+from openai.types.chat import ChatCompletionTokenLogprob
 from PIL import Image
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.utils import DirectStreamer, GenerationState
 
+from ..documents.page_images import PageImage
+from ..inference.confidence import Calibration
+from ..inference.extract import Extractor
+from ..inference.extractive import TokenBytes
 from ..inference.prompt import ContextError, Prompt, build_prompts, encode_pages, together
 from ..inference.stopping import stoppable
 from ..model.generation import AlignVLMForConditionalGeneration
@@ -31,8 +42,15 @@ from ..model.outputs import Encoded
 from ..processing.processor import AlignVLMProcessor
 from .attachments import Attachment, decode, opened
 from .limits import Limits, RequestError
-from .schema import ChatRequest, TextPart
+from .messages import TextPart
+from .page_fields import Found, WantedFields
+from .schema import ChatRequest
+from .token_scores import TokenScores
 
+FIELDS_AT_ONCE = 6
+"""Fields asked in one batch: each has a copy of the page's keys and values, up to 400 MB."""
+LONGEST_FIELD = 64
+"""Tokens of a field, as ``alignvlm extract`` has it."""
 SEEN = Image.new("RGB", (1, 1))
 """Stands in a chat for a page that has been encoded."""
 
@@ -89,7 +107,6 @@ class ChatPrompt:
         tokens: prompt ids as the language model gets them, after blank dropping.
         visual_tokens, kept_visual_tokens: cells of the pages, and those that were not blank.
         unread: nothing was read on any page; the answer is empty.
-        new: fills with the answer's ids.
         abandoned: set when nobody waits for the answer any more.
     """
 
@@ -99,8 +116,28 @@ class ChatPrompt:
     visual_tokens: int
     kept_visual_tokens: int
     unread: bool
-    new: NewTokens
     abandoned: threading.Event
+
+
+@dataclass(frozen=True)
+class Writing:
+    """One answer while it is written.
+
+    Attributes:
+        new: fills with the answer's ids.
+        queue: pieces of text come out of it, then None.
+        streamer: ends the answer when it is cancelled; None where nothing was read.
+        scores: of its tokens, if they were asked for.
+    """
+
+    new: NewTokens
+    queue: asyncio.Queue
+    streamer: DirectStreamer | None = None
+    scores: TokenScores | None = None
+
+    def scored(self, size: int) -> list[ChatCompletionTokenLogprob] | None:
+        """Tokens of the answer's first ``size`` bytes, those not told before."""
+        return None if self.scores is None else self.scores.until(size)
 
 
 class _Stoppable:
@@ -122,6 +159,7 @@ class Generator(ChatCompletionHandler):
         model: AlignVLMForConditionalGeneration,
         processor: AlignVLMProcessor,
         limits: Limits,
+        calibration: Calibration | None = None,
     ) -> None:
         state = GenerationState()
         # no model manager: there is one model, and it is loaded
@@ -129,6 +167,7 @@ class Generator(ChatCompletionHandler):
         self.model = model
         self.processor = processor
         self.limits = limits
+        self.calibration = calibration
         self.manager: Any = state.get_manager("alignvlm")
         eos = model.generation_config.eos_token_id
         self.ends: set[int] = {eos} if isinstance(eos, int) else set(eos or ())
@@ -155,15 +194,13 @@ class Generator(ChatCompletionHandler):
             prompt = self._prompt(
                 request, [file.count for _, file in files], together(encoded) if encoded else None
             )
-        new = NewTokens(self.processor.tokenizer, prompt.lengths[0], request.stop)
         return ChatPrompt(
-            inputs={**prompt.inputs, "stopping_criteria": StoppingCriteriaList([new])},
+            inputs=prompt.inputs,
             config=self.generation_config(request, prompt.room[0]),
             tokens=prompt.lengths[0],
             visual_tokens=prompt.visual_tokens[0],
             kept_visual_tokens=prompt.kept_visual_tokens[0],
             unread=prompt.unread[0],
-            new=new,
             abandoned=abandoned,
         )
 
@@ -180,18 +217,12 @@ class Generator(ChatCompletionHandler):
                 self.model, self.processor, [chat], max_new_tokens=[1], encoded=encoded
             )
         except ContextError as error:
-            raise RequestError(
-                f"the prompt has {error.tokens} tokens, the model's context {error.limit}: "
-                "send fewer pages or less text",
-                code="context_length_exceeded",
-                param="messages",
-            ) from None
+            raise _too_long(error) from None
 
     def generation_config(self, request: ChatRequest, room: int) -> GenerationConfig:
         """The model's own settings with the request's on top; greedy unless it asks to sample."""
         wanted = request.max_completion_tokens or request.max_tokens or self.limits.max_new_tokens
-        narrowed = request.top_p is not None and request.top_p < 1
-        sample = bool(request.temperature) or (request.temperature is None and narrowed)
+        sample = request.sampled
         body = {
             "max_completion_tokens": min(wanted, room),
             "temperature": request.temperature or None,
@@ -205,31 +236,92 @@ class Generator(ChatCompletionHandler):
         config.do_sample = sample
         return config
 
-    def start(
-        self, prompt: ChatPrompt, request_id: str
-    ) -> tuple[asyncio.Queue, DirectStreamer | None]:
-        """Begin generating: pieces of text come out of the queue, then None. Where nothing was
-        read there are no pieces, and no streamer."""
+    def start(self, prompt: ChatPrompt, request: ChatRequest) -> Writing:
+        """Begin an answer. Where nothing was read it is empty, and nothing is generated."""
+        new = NewTokens(self.processor.tokenizer, prompt.tokens, request.stop)
+        scores = TokenScores(self.spells, request.top_logprobs) if request.logprobs else None
         if prompt.unread:
             nothing: asyncio.Queue = asyncio.Queue()
             nothing.put_nowait(None)
-            return nothing, None
-        model = _Stoppable(self.model, prompt.abandoned)
-        return self.manager.generate_streaming(
-            model, self.processor.tokenizer, prompt.inputs, prompt.config, request_id
+            return Writing(new, nothing, None, scores)
+        extra = {"stopping_criteria": StoppingCriteriaList([new])}
+        if scores is not None:
+            extra["stopping_criteria"].append(scores.criteria)
+            extra["logits_processor"] = LogitsProcessorList([scores.processor])
+        queue, streamer = self.manager.generate_streaming(
+            _Stoppable(self.model, prompt.abandoned),
+            self.processor.tokenizer,
+            {**prompt.inputs, **extra},
+            prompt.config,
+            "",  # transformers' name of a request: a server of one has no use for it
         )
+        return Writing(new, queue, streamer, scores)
+
+    @cached_property
+    def spells(self) -> TokenBytes:
+        """What the vocabulary's tokens spell; it takes a while to make."""
+        return TokenBytes(self.processor.tokenizer, self.model.lm_head.out_features)
+
+    def extract(
+        self,
+        request: ChatRequest,
+        wanted: WantedFields,
+        documents: list[Attachment],
+        abandoned: threading.Event,
+    ) -> asyncio.Future[Found]:
+        """Find fields on the inference thread.
+
+        Raises (in the future):
+            RequestError: damaged pages, or a page that is too long.
+            ConfigError: the model's encoder does not read.
+        """
+        return self.manager.async_submit(self._extract, request, wanted, documents, abandoned)
+
+    def _extract(
+        self,
+        request: ChatRequest,
+        wanted: WantedFields,
+        documents: list[Attachment],
+        abandoned: threading.Event,
+    ) -> Found:
+        longest = request.max_completion_tokens or request.max_tokens or LONGEST_FIELD
+        extractor = Extractor(
+            self.model,
+            self.processor,
+            wanted.questions,
+            calibration=self.calibration,
+            max_new_tokens=min(longest, LONGEST_FIELD),
+            tokens=self.spells,
+            at_once=FIELDS_AT_ONCE,
+        )
+        with stoppable(self.model, abandoned.is_set), opened(documents, self.limits) as files:
+            images = enumerate(decode(files, self.limits), start=1)
+            try:
+                found = extractor(PageImage(image, f"page {n}", n) for n, image in images)
+            except ContextError as error:
+                raise _too_long(error) from None
+        return Found(found, extractor.spent)
 
     def wait_until_idle(self, seconds: float) -> None:
         """Let a cancelled answer reach its end: a thread inside torch must not outlive Python."""
         with contextlib.suppress(futures.TimeoutError):
             self.manager.submit(lambda: None).result(seconds)
 
-    def finish_reason(self, prompt: ChatPrompt) -> str:
+    def finish_reason(self, prompt: ChatPrompt, writing: Writing) -> str:
         """``stop`` after an end token or stop string, or where nothing was read; else
         ``length``."""
-        ids = prompt.new.ids
-        ended = prompt.unread or prompt.new.stopped or (bool(ids) and ids[-1] in self.ends)
+        ids = writing.new.ids
+        ended = prompt.unread or writing.new.stopped or (bool(ids) and ids[-1] in self.ends)
         return "stop" if ended else "length"
+
+
+def _too_long(error: ContextError) -> RequestError:
+    return RequestError(
+        f"the prompt has {error.tokens} tokens, the model's context {error.limit}: "
+        "send fewer pages or less text",
+        code="context_length_exceeded",
+        param="messages",
+    )
 
 
 def chat_messages(request: ChatRequest, pages: list[list[Image.Image]]) -> list[dict[str, Any]]:

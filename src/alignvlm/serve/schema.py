@@ -5,129 +5,56 @@ A field that would change the answer and cannot be honoured is refused rather th
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from .limits import Limits, RequestError
+from .messages import MOST, FilePart, ImagePart, Message, RequestPart
+from .response_format import ResponseFormat, TextFormat
 
-MOST = 1000
-"""Messages of a request, and parts of a message: a million small ones would take gigabytes."""
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, data: Any) -> Any:
-        """Clients send fields that they leave unset as null."""
-        if isinstance(data, dict):
-            return {key: value for key, value in data.items() if value is not None}
-        return data
-
-
-class TextPart(_Strict):
-    """Text of a message."""
-
-    type: Literal["text"]
-    text: str
+MOST_ANSWERS = 8
+"""To one request; they are written one after the other."""
+NO_TOOLS = 'this server calls no tools: leave this out, or send tool_choice "none"'
+UNSUPPORTED = {
+    "tools": NO_TOOLS,
+    "tool_choice": NO_TOOLS,
+    "functions": NO_TOOLS,
+    "function_call": NO_TOOLS,
+    "tool_calls": "this server calls no tools: send the conversation without their calls",
+    "logit_bias": "this server prefers no tokens: leave it out or send {}",
+    "modalities": 'this server answers in text: leave it out or send ["text"]',
+    "presence_penalty": "this server has frequency_penalty only: leave it out or send 0",
+    "reasoning_effort": 'this model does not reason: leave it out or send "none"',
+    "file_id": "this server keeps no files: send the file itself in base64 as file_data",
+}
+"""What a client can do about fields that this server refuses."""
 
 
-class ImageUrl(_Strict):
-    """A picture as ``data:image/png;base64,...``; ``detail`` changes nothing."""
-
-    url: str
-    detail: Literal["auto", "low", "high"] = "auto"
-
-
-class ImagePart(_Strict):
-    """A picture in a message."""
-
-    type: Literal["image_url"]
-    image_url: ImageUrl
-
-
-class FileData(_Strict):
-    """A PDF as ``data:application/pdf;base64,...``."""
-
-    file_data: str
-    filename: str | None = None
-
-
-class FilePart(_Strict):
-    """A PDF in a message: all its pages."""
-
-    type: Literal["file"]
-    file: FileData
-
-
-def _part_tag(part: Any) -> str | None:
-    kind = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
-    return f"~{kind}" if kind in ("text", "image_url", "file") else None
-
-
-# tags start with ~ so that they can be left out where a place is named
-Part = Annotated[
-    Annotated[TextPart, Tag("~text")]
-    | Annotated[ImagePart, Tag("~image_url")]
-    | Annotated[FilePart, Tag("~file")],
-    Discriminator(
-        _part_tag,
-        custom_error_type="part_type",
-        custom_error_message="type must be text, image_url or file",
-    ),
-]
-Content = Annotated[
-    Annotated[str, Tag("~string")] | Annotated[list[Part], Field(max_length=MOST), Tag("~parts")],
-    Discriminator(lambda value: "~string" if isinstance(value, str) else "~parts"),
-]
-
-
-class Message(_Strict):
-    """One message of the conversation."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content
-    name: str | None = None
-
-    @property
-    def parts(self) -> list[TextPart | ImagePart | FilePart]:
-        """The content, as parts also where it is one string."""
-        if isinstance(self.content, str):
-            return [TextPart(type="text", text=self.content)]
-        return self.content
-
-
-class StreamOptions(_Strict):
+class StreamOptions(RequestPart):
     """``include_usage``: a last event with the token counts."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
-class ResponseFormat(_Strict):
-    """Text is the only one."""
-
-    type: Literal["text"]
-
-
-class ChatRequest(_Strict):
+class ChatRequest(RequestPart):
     """Body of ``POST /v1/chat/completions``.
 
     Greedy unless ``temperature`` is above 0 or ``top_p`` below 1. ``frequency_penalty`` f becomes
-    transformers' ``repetition_penalty`` 1 + f. ``user``, ``metadata``, ``store`` and
-    ``service_tier`` are taken and change nothing.
+    transformers' ``repetition_penalty`` 1 + f. The fields of type ``Any`` change nothing.
     """
+
+    unset: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "logit_bias": ({},),
+        "modalities": (["text"],),
+        "presence_penalty": (0,),
+        "reasoning_effort": ("none",),
+    }
 
     model: str
     messages: list[Message] = Field(min_length=1, max_length=MOST)
@@ -136,21 +63,43 @@ class ChatRequest(_Strict):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     frequency_penalty: float = Field(0, ge=0, le=2)
-    presence_penalty: float = Field(0, ge=0, le=0)
     seed: int | None = Field(None, ge=0, lt=2**63)
     stop: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=256)]],
         Field(max_length=4),
         BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
     ] = []
-    n: Literal[1] = 1
+    n: int = Field(1, ge=1, le=MOST_ANSWERS)
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=20)
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
-    response_format: ResponseFormat | None = None
-    user: str | None = None
+    response_format: ResponseFormat = TextFormat()
+    user: Any = None
     metadata: Any = None
     store: Any = None
     service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+    parallel_tool_calls: Any = None
+    prediction: Any = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_tools(cls, data: Any) -> Any:
+        """Tools that may not be called change nothing."""
+        if not isinstance(data, dict):
+            return data
+        unused = {"tools": "tool_choice", "functions": "function_call"}
+        dropped = {tools for tools, choice in unused.items() if data.get(choice) == "none"}
+        return {key: value for key, value in data.items() if key not in dropped}
+
+    @property
+    def sampled(self) -> bool:
+        """Whether chance has a part in the answer."""
+        narrowed = self.top_p is not None and self.top_p < 1
+        return bool(self.temperature) or (self.temperature is None and narrowed)
 
     @property
     def documents(self) -> list[tuple[str, str]]:
@@ -194,6 +143,14 @@ def parse_request(body: bytes, limits: Limits, served: str) -> ChatRequest:
                 code="too_many_tokens",
                 param=name,
             )
+    if request.n > 1 and not request.sampled:
+        raise RequestError(
+            f"n is {request.n}, but without temperature all answers are the same: send temperature "
+            "above 0, or leave n out",
+            param="n",
+        )
+    if request.top_logprobs and not request.logprobs:
+        raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
     return request
 
 
@@ -213,6 +170,8 @@ def _refusal(error: ValidationError) -> RequestError:
         return RequestError(f"the body is not JSON: {first['msg']}", code="invalid_json")
     where = ".".join(str(key) for key in first["loc"] if not str(key).startswith("~"))
     if first["type"] == "extra_forbidden":
-        message = f"{where[:200]}: this server does not know or support this field"
+        unknown = "this server does not know or support this field: leave it out"
+        why = UNSUPPORTED.get(str(first["loc"][-1]), unknown)
+        message = f"{where[:200]}: {why}"
         return RequestError(message, code="unsupported_parameter", param=where[:200])
     return RequestError(f"{where or 'body'}: {first['msg']}", param=where or None)

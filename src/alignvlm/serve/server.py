@@ -22,9 +22,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import ConfigError
+from ..inference.confidence import Calibration
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor
-from .chat_endpoint import ChatEndpoint, refuse
+from .call import refuse
+from .chat_endpoint import ChatEndpoint
 from .completions import Generator
 from .limits import Limits, RequestError, WaitingLine
 from .telemetry import Measured, Metrics
@@ -91,6 +93,7 @@ def create_app(
     limits: Limits | None = None,
     api_key: str | None = None,
     hosts: Collection[str] | None = None,
+    calibration: Calibration | None = None,
 ) -> FastAPI:
     """The server as an ASGI application.
 
@@ -100,6 +103,7 @@ def create_app(
         limits: default: those of :class:`Limits`.
         api_key: None: nobody is asked for one.
         hosts: names of the server, as requests' ``Host`` has them, IPv6 in brackets; default: any.
+        calibration: makes probabilities of the scores of fields.
 
     Raises:
         ConfigError: an API key that no client could send.
@@ -111,7 +115,7 @@ def create_app(
     limits = limits or Limits()
     line = WaitingLine(limits.queue)
     metrics = Metrics(line)
-    generator = Generator(model, processor, limits)
+    generator = Generator(model, processor, limits, calibration)
     chat = ChatEndpoint(generator, name, limits, line, metrics)
     about = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "alignvlm"}
 
@@ -148,8 +152,12 @@ def create_app(
 
 
 async def _http_error(request: Request, error: Any) -> Response:
-    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-    refusal = RequestError(error.detail, status=error.status_code, code=code)
+    status = HTTPStatus(error.status_code)
+    code, detail = status.phrase.lower().replace(" ", "_"), error.detail
+    if detail == HTTPStatus.NOT_FOUND.phrase:
+        detail = f"there is no {request.url.path[:100]} here: ask with POST {CHAT}; GET /v1/models "
+        detail += "says which model answers"
+    refusal = RequestError(detail, status=error.status_code, code=code)
     return JSONResponse(refusal.body(), error.status_code, error.headers)
 
 
@@ -215,11 +223,14 @@ def run(
         )
     with listen(host, port) as listener:
         from ..inference.ask import load_model
+        from ..inference.confidence import calibration_of
+        from ..weights.resolve import resolve
 
         name = name or model_name(reference)
         model, processor = load_model(reference)
         shown = f"[{host}]" if ":" in host else host
         keys: dict[str, Any] = {"limits": limits, "api_key": api_key}
+        keys["calibration"] = calibration_of(resolve(reference))
         if api_key is None and not allow_no_key:
             keys["hosts"] = {*LOCAL, shown}
         app = create_app(model, processor, name=name, **keys)
