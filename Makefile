@@ -80,11 +80,10 @@ benchmarks: $(STAMP)
 	$(BIN)/python -m benchmarks.end_to_end
 	$(BIN)/python -m benchmarks.plots
 
-# the connector study (docs/adr/0008); the same command goes on after an interruption
-SCALE ?= 0.5
+# the connector study (docs/adr/0012); the same command goes on after an interruption
+RECEIPTS ?= ../shared/data/sroie/train
 study: $(STAMP)
-	$(BIN)/python -m studies.connectors --scale $(SCALE) --jobs 2 --out runs/study
-	$(BIN)/python -m studies.connectors report
+	$(BIN)/python -m studies.connectors run --receipts $(RECEIPTS) --parallel 2
 
 check: $(STAMP)
 	$(BIN)/ruff check .

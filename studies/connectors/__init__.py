@@ -1,1 +1,1 @@
-"""The connector study: the same data, steps and seeds for every connector (docs/adr/0008-*.md)."""
+"""The connector study with a real language model: its head, its 49,152 tokens, what it knows."""

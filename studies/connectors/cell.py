@@ -1,164 +1,126 @@
-"""One cell of the study: one variant, one seed, one JSON."""
+"""Cells of the study, trained and measured; each is one JSON."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from transformers import TrainerCallback
 
-from alignvlm.data.sources import MixedSource
-from alignvlm.eval.reading_accuracy import answer_loss
-from alignvlm.inference.answerers import ModelAnswerer
-from alignvlm.train.recipe import Recipe, load_recipe
-from alignvlm.train.stages import build_source
-from alignvlm.train.training import build_model
-
-from . import data, measures
-from .first_stage import train_first_stage
-from .settings import VARIANTS, Settings
-from .vision import vision_keys
-
-COVERED_WEIGHT, SNIPPET_WEIGHT = 1.0, 5.0
-"""One page with covered words to five forms, the paper's mix, and as many short strings: what
-captions are to the paper's first stage."""
+from .batches import Batcher
+from .language_model import LanguageModel
+from .measures import measure, unseen_loss
+from .reader import Reader
+from .settings import RATES, VARIANTS, Cell
+from .store import Pages
+from .train import Trainee, timed
 
 
-def recipe_of(variant: str, seed: int, folder: Path, settings: Settings) -> Recipe:
-    """``recipes/study.yaml`` with the variant's keys, the study's folder and its size."""
-    vision = {**vision_keys(settings), "weights": str(folder / "vision")}
-    return load_recipe(
-        "study",
-        [
-            f"model.text={folder / 'language-model'}",
-            f"model.vision={json.dumps(vision)}",
-            f"stages.0.steps={settings.samples // settings.batch}",
-            f"stages.0.batch_size={settings.batch}",
-            f"seed={seed}",
-            *VARIANTS[variant],
-        ],
-    )
-
-
-class Curve(TrainerCallback):
-    """Scores held-out pages at given steps."""
-
-    def __init__(self, steps: dict[int, int], measure: Any) -> None:
-        self.steps, self.measure = steps, measure
-        self.points: list[dict[str, float]] = []
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step in self.steps:
-            seen = self.steps[state.global_step]
-            self.points.append({"samples": seen, **self.measure()})
-
-
-def run_cell(
-    variant: str, seed: int, folder: Path, results: Path, settings: Settings
-) -> dict[str, Any]:
-    """Train one variant and measure it; the JSON is written whole or not at all.
+class Bench:
+    """What the cells of one process share: pages and the frozen language model.
 
     Args:
-        folder: with ``language-model``, ``vision`` and the passages; the model is saved here.
-        results: where ``VARIANT-SEED.json`` goes.
+        few: pages of each part; 0: all.
     """
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    recipe = recipe_of(variant, seed, folder, settings)
-    start, cpu = time.perf_counter(), time.process_time()
-    model, processor = build_model(recipe)
-    curve, spent = train(recipe, model, processor, folder, settings)
-    trained = time.process_time() - cpu
-    model.eval()
-    saved = folder / "models" / f"{variant}-{seed}"
-    shutil.rmtree(saved, ignore_errors=True)
-    model.save_pretrained(saved)
-    processor.save_pretrained(saved)
-    result = {
-        "variant": variant,
-        "seed": seed,
-        "settings": settings.to_dict(),
-        "recipe": recipe.model_dump(mode="json", exclude_defaults=True),
-        "parameters": parameters(model),
-        "visual_tokens": model.config.tokens_per_tile,
-        "vocabulary": model.config.connector_vocab_size,
-        "language_model": json.loads((folder / "language-model/study.json").read_text("utf-8")),
-        "vision": json.loads((folder / "vision/study.json").read_text("utf-8")),
-        "curve": curve,
-        **measures.measure(model, processor, folder, settings),
-        "train_cpu_s": round(trained - spent, 1),
-        "cpu_s": round(time.process_time() - cpu, 1),
-        "wall_s": round(time.perf_counter() - start, 1),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-    }
-    write_json(results / f"{variant}-{seed}.json", result)
-    return result
+
+    def __init__(self, pages: Path, language_model: Path, device: str, few: int = 0) -> None:
+        torch.set_float32_matmul_precision("high")
+        self.device, self.folder = device, language_model
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        self.pages = Pages.load(pages)
+        if few:
+            self.pages = self.pages.few(few)
+        self.language = LanguageModel(language_model, dtype, device)
+        self.batchers: dict[Any, Batcher] = {}
+
+    def trainee(self, cell: Cell, results: Path, dense: bool | None = None) -> Trainee:
+        """A cell before its first step.
+
+        Args:
+            dense: compute P_vocab as a whole matrix; by default on a GPU.
+        """
+        dense = self.device == "cuda" if dense is None else dense
+        variant = VARIANTS[cell.variant]
+        torch.manual_seed(cell.seed)
+        reader = Reader(variant, self.language, dense)
+        reader.connector.to(self.device)
+        if reader.layout not in self.batchers:
+            self.batchers[reader.layout] = reader.batcher(self.pages, self.folder)
+        batcher = self.batchers[reader.layout]
+        (reader.blank,) = batcher.encode(" ")
+        return Trainee(cell, reader, batcher, cell.rate or best_rate(results, variant.rates))
+
+    def run(self, cells: Sequence[Cell], results: Path) -> list[dict[str, Any]]:
+        """Train cells side by side and measure each; a file is written whole or not at all.
+
+        They have one rank, number of steps and batch size (:attr:`Cell.kind`).
+        """
+        started = time.perf_counter()
+        rank = VARIANTS[cells[0].variant].rank
+        self.language.adapt(rank, [cell.seed for cell in cells])
+        trainees = [self.trainee(cell, results) for cell in cells]
+        training = timed(trainees, self.language, self.device)
+        memory = _memory(self.device)
+        found = []
+        for number, (one, trained) in enumerate(zip(trainees, training, strict=True)):
+            if rank:
+                self.language.only = number
+            found.append(self.measured(one, trained, memory, started, results))
+        return found
+
+    def measured(
+        self, one: Trainee, training: dict[str, Any], memory: float, started: float, results: Path
+    ) -> dict[str, Any]:
+        """What is measured on a trained cell, also in its file."""
+        cell, variant = one.cell, VARIANTS[one.cell.variant]
+        if cell.rate is None:
+            found = measure(one.reader, one.batcher, self.device, everything=cell.measure_all)
+        else:
+            found = unseen_loss(one.reader, one.batcher, self.device, cell.seed)
+        result = {
+            "cell": {**cell.to_dict(), "rate": one.rate},
+            "connector": dict(variant.connector),
+            "grounded": variant.grounded,
+            "rank": variant.rank,
+            "parameters": sum(p.numel() for p in one.reader.connector.parameters()),
+            "training": training,
+            **found,
+            "seconds": round(time.perf_counter() - started, 2),
+            "memory_gib": memory,
+            "versions": {"torch": torch.__version__, "device": _device(self.device)},
+        }
+        write_json(results / f"{cell.name}.json", result)
+        return result
 
 
-def work(variant: str, seed: int, folder: Path, results: Path, settings: Settings) -> str:
-    """:func:`run_cell`, and what came out in a line."""
-    found = run_cell(variant, seed, folder, results, settings)
-    scores = found["scores"]
-    return (
-        f"{variant} seed {seed}: ANLS {scores['anls']:.3f}, exact {scores['exact']:.3f}, "
-        f"{found['cpu_s']} CPU s"
-    )
-
-
-def parameters(model: Any) -> dict[str, int]:
-    """Of each part; tied ones once."""
-    total = sum(p.numel() for p in model.parameters())
-    vision = sum(p.numel() for p in model.model.vision_model.parameters())
-    connector = sum(p.numel() for p in model.model.connector.parameters())
-    return {"vision": vision, "connector": connector, "text": total - vision - connector}
+def best_rate(results: Path, variant: str) -> float:
+    """Of the grid the learning rate with the lowest loss on unseen pages, both tasks alike."""
+    found = {}
+    for rate in RATES:
+        stored = json.loads((results / f"sweep-{variant}-{rate:g}.json").read_text("utf-8"))
+        loss = stored["reading"]["loss"] + stored["asking"]["loss"]
+        found[rate] = loss if loss == loss else float("inf")
+    return min(found, key=lambda rate: found[rate])
 
 
 def write_json(path: Path, value: Any) -> None:
     """Beside, then renamed: a file that is there is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    text = json.dumps(value, ensure_ascii=False, indent=1)
-    partial.write_text(text + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     partial.rename(path)
 
 
-def train(
-    recipe: Recipe, model: Any, processor: Any, folder: Path, settings: Settings
-) -> tuple[list[dict[str, float]], float]:
-    """Train as ``alignvlm train`` does; returns the curve and the CPU seconds it cost."""
-    stage = recipe.stages[0]
-    forms = build_source(stage.sources[0], recipe.seed)
-    mix = MixedSource(
-        [forms, data.SnippetSource(len(forms), recipe.seed), data.CoveredSource(folder)],
-        [stage.sources[0].weight, SNIPPET_WEIGHT, COVERED_WEIGHT],
-        settings.samples,
-        seed=recipe.seed,
-    )
-    spent = 0.0
-
-    def point() -> dict[str, float]:
-        nonlocal spent
-        before, training = time.process_time(), model.training
-        found = curve_point(model.eval(), processor, settings)
-        model.train(training)
-        spent += time.process_time() - before
-        return found
-
-    curve = Curve(settings.curve_steps(), point)
-    train_first_stage(recipe, model, processor, mix, curve)
-    return curve.points, spent
+def _memory(device: str) -> float:
+    if device != "cuda":
+        return 0.0
+    most = torch.cuda.max_memory_allocated() / 2**30
+    torch.cuda.reset_peak_memory_stats()
+    return round(most, 2)
 
 
-@torch.no_grad()
-def curve_point(model: Any, processor: Any, settings: Settings) -> dict[str, float]:
-    """Loss of the answers (nats a token) and scores on a few held-out forms."""
-    asked = data.held_out_forms(settings.few)
-    source = data.held_out_source(settings.few)
-    loss = answer_loss(model, processor, source, settings.few)
-    return {"loss": loss, **measures.score(ModelAnswerer(model, processor), asked)}
+def _device(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else "cpu"

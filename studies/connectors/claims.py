@@ -1,20 +1,22 @@
-"""The paper's claims, each with the rule that judges it. Verdicts are computed, never written."""
+"""How a claim is judged. Verdicts are computed from stored cells, never written."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import stored as s
-from .stored import Estimate, Study, Value
+from .scores import ratios
+from .settings import SIZES
+from .stored import LARGE, Estimate, Study
 
-YES, NO, UNTESTABLE = "reproduced", "not reproduced", "not testable at this scale"
+YES, NO, UNTESTABLE = "reproduced", "not reproduced", "not testable"
 PENDING = "not run yet"
 MIN_SEEDS = 3
 READS = 0.05
 """A model reads if its ANLS is so far above that of the same model before a white page."""
-REAL_VOCABULARY = 32_000
-"""With fewer rows P_vocab costs nothing, so its cost cannot be judged."""
+SMALL = min(SIZES)
+SETTINGS = {"adapted": "-low-rank", "frozen": ""}
+"""The language model's: what is behind the names of variants."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,10 @@ class Verdict:
     evidence: str
 
 
+Judge = Callable[[Study, str], Verdict]
+"""Takes what is behind the names of variants in a setting."""
+
+
 @dataclass(frozen=True)
 class Claim:
     """What is claimed, the rule, and the rule as code."""
@@ -32,39 +38,31 @@ class Claim:
     title: str
     says: str
     rule: str
-    judge: Callable[[Study], Verdict]
+    judge: Judge
 
 
-def judged(study: Study, claim: Claim) -> Verdict:
-    """The claim's verdict."""
-    return claim.judge(study)
-
-
-def reads(study: Study, variant: str) -> bool:
-    """Whether a variant's mean ANLS is above its own blind score by more than ``READS``."""
-    found = study.estimate(variant, s.above_blind)
-    return found is not None and found.mean > READS
-
-
-def lacking(study: Study, *variants: str) -> Verdict | None:
+def lacking(study: Study, *variants: str, size: int = LARGE) -> Verdict | None:
     """Too few seeds to judge by."""
     for variant in variants:
-        have = len(study.cells.get(variant, {}))
+        have = study.seeds(variant, size)
         if have < MIN_SEEDS:
-            return Verdict(PENDING, f"{variant} has {have} of {MIN_SEEDS} seeds.")
+            return Verdict(PENDING, f"{variant} at {size:,} pages: {have} of {MIN_SEEDS} seeds.")
     return None
 
 
+def above_floor(study: Study, variant: str) -> Estimate | None:
+    """What reading the page adds to ANLS, over the same model before a white page."""
+    return study.difference(variant, variant, "test", second_name="white")
+
+
 def illiterate(study: Study, *variants: str, all_of: bool) -> Verdict | None:
-    """No (or not every) variant reads, so that a difference says nothing."""
-    able = [variant for variant in variants if reads(study, variant)]
+    """No (or not every) variant reads at the largest size, so that a difference says nothing."""
+    found = {variant: above_floor(study, variant) for variant in variants}
+    able = [v for v, e in found.items() if e is not None and e.mean > READS]
     if able and (not all_of or len(able) == len(variants)):
         return None
-    parts = []
-    for variant in variants:
-        found = study.estimate(variant, s.above_blind)
-        parts.append(f"{variant} {'–' if found is None else found.text()}")
-    return Verdict(UNTESTABLE, f"ANLS above the blind score: {', '.join(parts)}.")
+    parts = [f"{v} {'–' if e is None else e.text()}" for v, e in found.items()]
+    return Verdict(UNTESTABLE, f"ANLS above the white page's: {', '.join(parts)}.")
 
 
 def above_zero(difference: Estimate | None, what: str) -> Verdict:
@@ -79,118 +77,114 @@ def above_zero(difference: Estimate | None, what: str) -> Verdict:
     return Verdict(NO, f"{numbers}; the interval contains 0: these seeds show no difference.")
 
 
-def better(first: str, second: str, value: Value = s.anls, name: str = "ANLS"):
+def better(first: str, second: str, name: str = "test", size: int = LARGE) -> Judge:
     """First scores higher than second."""
 
-    def judge(study: Study) -> Verdict:
-        stop = lacking(study, first, second) or illiterate(study, first, second, all_of=False)
-        what = f"{name}, {first} minus {second}"
-        return stop or above_zero(study.difference(first, second, value), what)
+    def judge(study: Study, behind: str) -> Verdict:
+        one, two = first + behind, second + behind
+        stop = lacking(study, one, two, size=size)
+        if stop is None and size == LARGE:
+            stop = illiterate(study, one, two, all_of=False)
+        what = f"ANLS at {size:,} pages, {one} minus {two}"
+        return stop or above_zero(study.difference(one, two, name, size), what)
 
     return judge
 
 
-def low_resource(study: Study) -> Verdict:
-    """The gap is there with a quarter of the samples, and larger than at the end."""
-    stop = lacking(study, "align", "mlp") or illiterate(study, "align", "mlp", all_of=False)
+def low_resource(study: Study, behind: str) -> Verdict:
+    """The gap is there with few pages, and larger than with all."""
+    align, mlp = "align" + behind, "mlp" + behind
+    stop = (
+        lacking(study, align, mlp)
+        or lacking(study, align, mlp, size=SMALL)
+        or illiterate(study, align, mlp, all_of=False)
+    )
     if stop:
         return stop
-    early = study.difference("align", "mlp", s.at_fraction(0.25))
-
-    def shrinks(cell: s.Cell) -> float | None:
-        first, last = s.at_fraction(0.25)(cell), s.at_fraction(1.0)(cell)
-        return None if first is None or last is None else first - last
-
-    change = study.difference("align", "mlp", shrinks)
-    if early is None or change is None:
-        return Verdict(UNTESTABLE, "no learning curve in common.")
+    gaps = {size: study.difference(align, mlp, "test", size) for size in sorted(SIZES)}
+    few, all_ = (
+        {s: study.values(align, "test", size)[s] - study.values(mlp, "test", size)[s]
+         for s in study.values(align, "test", size)}
+        for size in (SMALL, LARGE)
+    )  # fmt: skip
+    more = Estimate.of([few[seed] - all_[seed] for seed in few if seed in all_])
+    shown = ", ".join(f"{gap.text()} at {size:,}" for size, gap in gaps.items() if gap)
+    early = gaps[SMALL]
+    assert early is not None and more is not None
     evidence = (
-        f"ALIGN minus MLP, ANLS: {early.text()} with a quarter of the samples; that is "
-        f"{change.text()} more than at the end."
+        f"ANLS, {align} minus {mlp}: {shown} pages; at {SMALL:,} {more.text()} more than at "
+        f"{LARGE:,}."
     )
-    return Verdict(YES if early.low > 0 and change.low > 0 else NO, evidence)
+    return Verdict(YES if early.low > 0 and more.low > 0 else NO, evidence)
 
 
-def noise(place: str):
-    """ALIGN keeps more of its score."""
+def both_read(name: str, what: str, first: str = "align", second: str = "mlp") -> Judge:
+    """A number of the first is higher; both have to read."""
 
-    def judge(study: Study) -> Verdict:
-        stop = lacking(study, "align", "mlp") or illiterate(study, "align", "mlp", all_of=True)
-        what = f"share of ANLS kept under noise on {place}, align minus mlp"
-        return stop or above_zero(study.difference("align", "mlp", s.retained(place)), what)
+    def compare(study: Study, one: str, two: str) -> Verdict:
+        stop = lacking(study, one, two) or illiterate(study, one, two, all_of=True)
+        return stop or above_zero(study.difference(one, two, name), f"{what}, {one} minus {two}")
+
+    def judge(study: Study, behind: str) -> Verdict:
+        own = compare(study, first + behind, second + behind)
+        pair = ("align-grounded" if v == "align" else v for v in (first, second))
+        return _or_grounded(own, compare(study, *(v + behind for v in pair)))
 
     return judge
 
 
-def cosine(study: Study) -> Verdict:
-    """ALIGN's output moves less at σ = 3."""
-    stop = lacking(study, "align", "mlp") or illiterate(study, "align", "mlp", all_of=True)
-    distance = s.noise_at("features", 3.0, "cosine_distance")
-    return stop or above_zero(
-        study.difference("mlp", "align", distance), "cosine distance, mlp minus align"
-    )
+def _or_grounded(own: Verdict, grounded: Verdict) -> Verdict:
+    """Where ALIGN does not read, also what grounded ALIGN would be judged."""
+    if own.outcome != UNTESTABLE or grounded.outcome in (PENDING, UNTESTABLE):
+        return own
+    more = f"With grounding it would be {grounded.outcome}: {grounded.evidence}"
+    return Verdict(own.outcome, f"{own.evidence} {more}")
 
 
-def _reads(study: Study, variant: str) -> Verdict | None:
-    return lacking(study, variant) or illiterate(study, variant, all_of=True)
-
-
-def of_align(judge: Callable[[Study, str], Verdict]) -> Callable[[Study], Verdict]:
+def of_align(judge: Judge) -> Judge:
     """Judge ALIGN; where it does not read, say also what grounded ALIGN would be judged."""
 
-    def judged(study: Study) -> Verdict:
-        own = judge(study, "align")
-        if own.outcome != UNTESTABLE:
-            return own
-        other = judge(study, "align-grounded")
-        if other.outcome in (PENDING, UNTESTABLE):
-            return own
-        grounded = f"With grounding it would be {other.outcome}: {other.evidence}"
-        return Verdict(own.outcome, f"{own.evidence} {grounded}")
+    def judged(study: Study, behind: str) -> Verdict:
+        own = _reading(judge, study, "align" + behind)
+        return _or_grounded(own, _reading(judge, study, "align-grounded" + behind))
 
     return judged
 
 
+def _reading(judge: Judge, study: Study, variant: str) -> Verdict:
+    return (
+        lacking(study, variant) or illiterate(study, variant, all_of=True) or judge(study, variant)
+    )
+
+
 def dense(study: Study, variant: str) -> Verdict:
     """No token dominates the averaged distribution."""
-    if stop := _reads(study, variant):
-        return stop
-    largest = study.estimate(variant, s.of_vocabulary("largest"))
+    largest = study.estimate(variant, "largest")
     assert largest is not None
     return Verdict(YES if largest.high <= 0.05 else NO, f"largest probability {largest.text(4)}.")
 
 
-def whitespace(study: Study, variant: str) -> Verdict:
-    """White space is above its share of the vocabulary by far."""
-    if stop := _reads(study, variant):
-        return stop
-    found = study.estimate(variant, s.of_vocabulary("whitespace"))
+def white_space(study: Study, variant: str) -> Verdict:
+    """White space has a large part of the probability."""
+    found = study.estimate(variant, "whitespace")
     assert found is not None
     return Verdict(YES if found.low > 0.05 else NO, f"probability on white space {found.text()}.")
 
 
 def few_tokens(study: Study, variant: str) -> Verdict:
     """Most of the vocabulary is negligible."""
-    if stop := _reads(study, variant):
-        return stop
-
-    def share(cell: s.Cell) -> float:
-        return cell["vocabulary_use"]["above"] / cell["vocabulary_use"]["vocabulary"]
-
-    found = study.estimate(variant, share)
-    assert found is not None
-    evidence = f"share of ids with non-negligible probability {found.text()}."
-    return Verdict(YES if found.high <= 0.1 else NO, evidence)
+    found, size = study.estimate(variant, "above"), study.estimate(variant, "vocabulary")
+    assert found is not None and size is not None
+    share = Estimate(found.mean / size.mean, found.half / size.mean, found.n)
+    evidence = f"share of ids with non-negligible probability {share.text()}."
+    return Verdict(YES if share.high <= 0.1 else NO, evidence)
 
 
 def pruning(study: Study, variant: str) -> Verdict:
     """Keeping the ids with 99 % of the mass changes nothing."""
-    if stop := _reads(study, variant):
-        return stop
-    change = study.estimate(variant, s.pruning_change)
-    kept = study.estimate(variant, s.of_vocabulary("for_99"))
+    change, kept = study.estimate(variant, "pruned"), study.estimate(variant, "for_99")
     if change is None or kept is None:
-        return Verdict(UNTESTABLE, "one id holds 99 % of the mass.")
+        return Verdict(UNTESTABLE, "nothing to prune by.")
     evidence = f"ANLS changes by {change.text()} with {kept.text(0)} ids kept."
     small = abs(change.mean) <= 0.01 and change.low > -0.02 and change.high < 0.02
     return Verdict(YES if small else NO, evidence)
@@ -198,68 +192,43 @@ def pruning(study: Study, variant: str) -> Verdict:
 
 def spans(study: Study, variant: str) -> Verdict:
     """The used embeddings are as wide as all along the first ten components."""
-    if stop := _reads(study, variant):
-        return stop
-    narrowest = study.estimate(variant, lambda cell: min(cell["pca"]["spread"]))
-    share = study.estimate(
-        variant, lambda c: c["vocabulary_use"]["for_99"] / c["vocabulary_use"]["vocabulary"]
-    )
-    assert narrowest is not None and share is not None
+    narrowest, kept = study.estimate(variant, "narrowest"), study.estimate(variant, "for_99")
+    size = study.estimate(variant, "vocabulary")
+    assert narrowest is not None and kept is not None and size is not None
     evidence = (
-        f"narrowest of ten axes {narrowest.text()} of the width of all; {share.text()} of the ids "
-        "are used."
+        f"narrowest of ten axes {narrowest.text()} of the width of all; {kept.text(0)} of "
+        f"{size.mean:,.0f} ids are used."
     )
-    if share.mean > 0.5:
+    if kept.mean > 0.5 * size.mean:
         return Verdict(UNTESTABLE, evidence + " Most ids are used, so they span by themselves.")
     return Verdict(YES if narrowest.low >= 0.8 else NO, evidence)
 
 
-def cost(study: Study) -> Verdict:
-    """CPU time of training, where the vocabulary is a real one."""
-    if stop := lacking(study, "align", "mlp"):
+def look_alikes(study: Study, behind: str) -> Verdict:
+    """ALIGN reads rare words as known ones more often than the MLP does."""
+    align, mlp = "align" + behind, "mlp" + behind
+    if stop := lacking(study, align, mlp):
         return stop
-    cell = study.any()
-    assert cell is not None
-    if cell["vocabulary"] < REAL_VOCABULARY:
-        rows = f"the vocabulary has {cell['vocabulary']:,} ids."
-        return Verdict(UNTESTABLE, f"{rows} docs/performance.md measures real sizes.")
-    ratio = _ratio(study, "align", "mlp", lambda c: c["train_cpu_s"])
-    assert ratio is not None
-    return Verdict(YES if ratio.high <= 1.25 else NO, f"CPU time, align over mlp: {ratio.text(2)}.")
-
-
-def _ratio(study: Study, first: str, second: str, value: Value) -> Estimate | None:
-    one, two = study.values(first, value), study.values(second, value)
-    return Estimate.of([one[seed] / two[seed] for seed in one if seed in two])
-
-
-def covered(split: str):
-    """ALIGN restores more covered words."""
-
-    def judge(study: Study) -> Verdict:
-        def jaccard(cell: s.Cell) -> float:
-            return cell["covered"][split]["jaccard"]
-
-        if stop := lacking(study, "align", "mlp"):
-            return stop
-        found = {v: study.estimate(v, jaccard) for v in ("align", "mlp")}
-        if all(e is None or e.mean <= READS for e in found.values()):
-            numbers = ", ".join(f"{v} {e.text() if e else '–'}" for v, e in found.items())
-            return Verdict(UNTESTABLE, f"neither restores words: Jaccard index {numbers}.")
-        what = f"Jaccard index ({split}), align minus mlp"
-        return above_zero(study.difference("align", "mlp", jaccard), what)
-
-    return judge
-
-
-def look_alikes(study: Study) -> Verdict:
-    """ALIGN reads rare words as common ones more often than the MLP does."""
-    if stop := lacking(study, "align", "mlp"):
-        return stop
-    right = {v: study.estimate(v, lambda c: c["look_alikes"]["common_right"])
-             for v in ("align", "mlp")}  # fmt: skip
+    right = {v: study.estimate(v, "common words") for v in (align, mlp)}
     if any(e is None or e.mean < 0.2 for e in right.values()):
         numbers = ", ".join(f"{v} {e.text() if e else '–'}" for v, e in right.items())
-        return Verdict(UNTESTABLE, f"common words are hardly read: {numbers}.")
-    drift = study.difference("align", "mlp", lambda c: c["look_alikes"]["rare_as_common"])
-    return above_zero(drift, "rare words read as the common one, align minus mlp")
+        return Verdict(UNTESTABLE, f"known words are hardly read: {numbers}.")
+    what = f"rare words read as the known one, {align} minus {mlp}"
+    return above_zero(study.difference(align, mlp, "rare as common"), what)
+
+
+MOST_COST = 1.25
+
+
+def cost(study: Study, behind: str) -> Verdict:
+    """A training step's time against the MLP's; measured with low-rank changes alone."""
+    if not study.cost or not behind:
+        return Verdict(PENDING if behind else UNTESTABLE, "measured for the adapted model only.")
+    found = ratios(study.cost)["align"]
+    memory = study.cost["memory_gib"]
+    evidence = (
+        f"a step of {study.cost['batch']} pages on one {study.cost['device']}, align over mlp in "
+        f"{len(found)} rounds: {min(found):.2f} to {max(found):.2f}; "
+        f"{memory['align']:.2f} and {memory['mlp']:.2f} GiB."
+    )
+    return Verdict(YES if max(found) <= MOST_COST else NO, evidence)

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from . import stored as s
-from .settings import ABLATIONS, CONNECTORS, SIGMAS
-from .stored import Study
+from .claims import SETTINGS
+from .settings import HEADLINE, SIGMAS, SIZES
+from .stored import Estimate, Study
 
-COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3")
+COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3")
+SHOWN = (*HEADLINE, "align-grounded")
 
 
 @contextmanager
@@ -26,12 +27,12 @@ def drawing(name: str, file: Path, columns: int) -> Iterator[Any]:
     style = {"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 8}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(4 * columns, 3.2), layout="constrained")
-        yield figure.subplots(1, columns, squeeze=False)[0]
+        yield figure.subplots(1, columns, squeeze=False, sharey=True)[0]
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, metadata={"Date": None})
 
 
-def line(axis: Any, label: str, colour: str, points: list[tuple[float, s.Estimate]]) -> None:
+def line(axis: Any, label: str, colour: str, points: list[tuple[float, Estimate]]) -> None:
     """Means as a line; the interval as a band where there is one."""
     x = [place for place, _ in points]
     axis.plot(x, [e.mean for _, e in points], marker="o", markersize=3, label=label, color=colour)
@@ -40,89 +41,35 @@ def line(axis: Any, label: str, colour: str, points: list[tuple[float, s.Estimat
         axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def curves(study: Study, file: Path) -> bool:
-    """ANLS and loss against samples seen, connectors left and ALIGN's variants right."""
-    cell = study.any()
-    if cell is None:
-        return False
-    seen = [point["samples"] for point in cell["curve"]]
-    with drawing("curves", file, 2) as axes:
-        for axis, names in zip(axes, (CONNECTORS, ABLATIONS), strict=True):
-            for variant, colour in zip(names, COLOURS, strict=False):
-                points = []
-                for samples in seen:
-                    value = s.at_fraction(samples / cell["settings"]["samples"])
-                    if (found := study.estimate(variant, value)) is not None:
-                        points.append((samples, found))
-                if points:
+def sizes(study: Study, file: Path) -> None:
+    """ANLS against training pages, both settings."""
+    with drawing("sizes", file, len(SETTINGS)) as axes:
+        for axis, (name, behind) in zip(axes, SETTINGS.items(), strict=True):
+            for variant, colour in zip(SHOWN, COLOURS, strict=True):
+                found = [(n, study.estimate(variant + behind, "test", n)) for n in sorted(SIZES)]
+                if points := [(float(n), e) for n, e in found if e is not None]:
                     line(axis, variant, colour, points)
-            axis.set_xscale("log", base=2)
-            axis.set_xlabel("samples seen")
-            axis.set_ylabel("ANLS, unseen forms")
-            axis.set_ylim(bottom=0)
-            axis.legend(frameon=False)
-    return True
+            axis.set_xscale("log", base=4)
+            axis.set_xticks(sorted(SIZES), [f"{n:,}" for n in sorted(SIZES)])
+            _labelled(axis, f"training pages; language model {name}")
 
 
-def noise(study: Study, file: Path) -> bool:
-    """ANLS against σ, on features and on pixels."""
-    if study.any() is None:
-        return False
-    with drawing("noise", file, 2) as axes:
-        for axis, place in zip(axes, ("features", "pixels"), strict=True):
-            for variant, colour in zip(CONNECTORS, COLOURS, strict=False):
-                points = []
-                for sigma in SIGMAS:
-                    found = study.estimate(variant, s.noise_at(place, sigma, "anls"))
-                    if found is not None:
-                        points.append((sigma, found))
-                if points:
+def noise(study: Study, file: Path) -> None:
+    """ANLS against σ, both settings."""
+    with drawing("noise", file, len(SETTINGS)) as axes:
+        for axis, (name, behind) in zip(axes, SETTINGS.items(), strict=True):
+            for variant, colour in zip(SHOWN, COLOURS, strict=True):
+                found = [
+                    (s, study.estimate(variant + behind, f"noise {s:g}")) for s in (0.0, *SIGMAS)
+                ]
+                if points := [(s, e) for s, e in found if e is not None]:
                     line(axis, variant, colour, points)
-            unit = "standard deviations" if place == "features" else "-1 to 1"
-            axis.set_xlabel(f"σ of the noise on {place} ({unit})")
-            axis.set_ylabel("ANLS")
-            axis.set_ylim(bottom=0)
-            axis.legend(frameon=False)
-    return True
+            _labelled(axis, f"σ, standard deviations of the features; language model {name}")
 
 
-def vocabulary(study: Study, file: Path) -> bool:
-    """Score against kept ids, and the used embeddings among all (one seed)."""
-    cell = next(iter(study.cells.get("align", {}).values()), None)
-    if cell is None:
-        return False
-    with drawing("vocabulary", file, 2) as (left, right):
-        for variant, colour in zip(ABLATIONS, COLOURS, strict=False):
-            points = []
-            for kept in _halvings(cell["vocabulary"]):
-                found = study.estimate(variant, lambda c, k=kept: _pruned(c, k))
-                if found is not None:
-                    points.append((kept, found))
-            if points:
-                line(left, variant, colour, points)
-        left.set_xscale("log", base=2)
-        left.set_xlabel("ids kept in P_vocab")
-        left.set_ylabel("ANLS")
-        left.set_ylim(bottom=0)
-        left.legend(frameon=False)
-        points, used = cell["pca"]["points"], set(cell["pca"]["used"])
-        groups = (("other ids", "#bbbbbb", False), ("ids with 99 % of the mass", COLOURS[3], True))
-        for label, colour, inside in groups:
-            own = [p for i, p in enumerate(points) if (i in used) is inside]
-            right.scatter([p[0] for p in own], [p[1] for p in own], s=4, color=colour, label=label)
-        right.set_xlabel("first component")
-        right.set_ylabel("second component")
-        right.legend(frameon=False)
-    return True
-
-
-def _halvings(size: int) -> list[int]:
-    found = []
-    while size >= 16:
-        found.append(size)
-        size //= 2
-    return found
-
-
-def _pruned(cell: s.Cell, kept: int) -> float | None:
-    return next((r["anls"] for r in cell.get("pruning", ()) if r["kept"] == kept), None)
+def _labelled(axis: Any, below: str) -> None:
+    axis.set_xlabel(below)
+    axis.set_ylabel("ANLS, held-out pages")
+    axis.set_ylim(bottom=0)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(frameon=False)

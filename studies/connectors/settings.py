@@ -1,139 +1,170 @@
-"""How much the study does, and which models it compares."""
+"""Which cells there are, what each does, and in which order they are worth running."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from alignvlm.errors import ConfigError
-
-SIGMAS = (0.0, 0.5, 1.0, 2.0, 3.0, 5.0)
-"""Standard deviations of the noise sweep; the paper reports 3."""
 SEEDS = (0, 1, 2)
-LEAST = 0.5
-"""Scale below which the shared starting points do not shrink."""
-STARTING_POINT_TEST = 96
-"""Held-out pages that the shared starting points are scored on."""
+SWEEP_SEED = 100
+"""Learning rates are chosen on it; it is not reported."""
+RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+SIZES = {256: 128, 1024: 256, 4096: 512}
+"""Training pages to steps of :data:`BATCH` pages."""
+SWEEP_SIZE, SWEEP_STEPS = 1024, 96
+BATCH = 16
+SIGMAS = (0.5, 1.0, 2.0, 3.0, 5.0)
+"""Standard deviations of noise, in those of the features; the paper reports 3."""
+LOW_RANK = 16
+LOW_RANK_RATE = 5e-4
+D_CELL = 144
+"""Numbers of a cell: 120 features and 24 that say its place."""
+MOST_CELLS = 128
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What one knob, ``--scale``, sets.
+class Variant:
+    """A connector, and how it is trained.
 
     Attributes:
-        samples: pages a cell trains on.
-        batch: pages a step.
-        points: points of the learning curve, as fractions of ``samples``.
-        language_steps, vision_steps: of the two shared starting points.
-        language_batch, vision_batch: pages a step of these.
-        test: held-out forms for scores; ``few`` of them for curves and sweeps.
-        vocabulary: pages for the vocabulary analysis.
-        tokens: size of the tokenizer.
-        layers, width: of the language model.
-        widths, depths: of the vision encoder.
+        connector: keys of the connector's config, ``type`` first.
+        rates: whose learning rate it takes; the grid is tried for each of these once.
+        grounded: weight of the loss on P_vocab.
+        start: ``fitted``: W1, gamma and beta in closed form from the training pages' targets.
+        rank: of the language model's low-rank changes; 0: frozen.
     """
 
-    scale: float = 1.0
-    smoke: bool = False
-    samples: int = 8192
-    batch: int = 4
-    points: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
-    language_steps: int = 5000
-    language_batch: int = 16
-    vision_steps: int = 7200
-    vision_batch: int = 16
-    test: int = 128
-    few: int = 48
-    vocabulary: int = 100
-    tokens: int = 256
-    layers: int = 4
-    width: int = 128
-    widths: tuple[int, int] = (32, 96)
-    depths: tuple[int, int] = (1, 3)
+    connector: dict[str, Any]
+    rates: str
+    grounded: float = 0.0
+    start: str = ""
+    rank: int = 0
 
-    @classmethod
-    def at(cls, scale: float) -> Settings:
-        """Settings at a scale: what is trained on grows with it, the models do not.
 
-        The two shared starting points get at least ``LEAST`` of their steps: below that they can
-        neither copy nor read, and every cell would start from nothing.
-        """
-        own = cls()
-        more = max(LEAST, scale)
-        if scale <= 0:
-            raise ConfigError(f"--scale must be above 0, not {scale}")
-        return replace(
-            own,
-            scale=scale,
-            samples=max(16, round(own.samples * scale / own.batch)) * own.batch,
-            language_steps=round(own.language_steps * more),
-            vision_steps=round(own.vision_steps * more),
-        )
+_ALIGN: dict[str, Any] = {"type": "align"}
+_PERCEIVER = {"type": "perceiver", "num_latents": 64, "depth": 2}
+VARIANTS: dict[str, Variant] = {
+    "align": Variant(_ALIGN, "align"),
+    "mlp": Variant({"type": "mlp"}, "mlp"),
+    "ovis": Variant({"type": "ovis"}, "ovis"),
+    "perceiver": Variant(_PERCEIVER, "perceiver"),
+    "text": Variant({"type": "text"}, "text"),
+    "align-grounded": Variant(_ALIGN, "align", grounded=1.0),
+    "align-fitted": Variant({"type": "align", "gamma": 3.0}, "align-fitted", start="fitted"),
+    "align-random-head": Variant({"type": "align", "init": "random"}, "align"),
+    "align-no-outer-norm": Variant({"type": "align", "outer_norm": False}, "align"),
+    "align-gamma-6": Variant({"type": "align", "gamma": 6.0}, "align"),
+    "h_reducer": Variant({"type": "h_reducer"}, "h_reducer"),
+    "c_abstractor": Variant(
+        {"type": "c_abstractor", "out_rows": 1, "out_cols": 64, "hidden_size": 256, "depth": 1},
+        "c_abstractor",
+    ),
+}
+VARIANTS |= {
+    f"{name}-low-rank": replace(variant, rank=LOW_RANK)
+    for name, variant in VARIANTS.items()
+    if name != "text"
+}
+"""``text`` is the ceiling: the page's true text, behind a trained prompt."""
 
-    @classmethod
-    def smallest(cls) -> Settings:
-        """For tests: everything runs once, nothing is learnt."""
-        return cls(
-            scale=0.0, smoke=True, samples=16, batch=4, points=(0.5, 1.0),
-            language_steps=3, language_batch=4, vision_steps=3, vision_batch=4,
-            test=4, few=3, vocabulary=3, tokens=200, layers=2, width=32, widths=(8, 16),
-            depths=(1, 1),
-        )  # fmt: skip
 
-    def made_with(self, part: str) -> dict[str, Any]:
-        """What decides a shared starting point: ``language`` or ``vision``."""
-        own = {"language": ("tokens", "layers", "width"), "vision": ("widths", "depths")}[part]
-        return {k: self.to_dict()[k] for k in (*own, f"{part}_steps", f"{part}_batch")}
+@dataclass(frozen=True)
+class Cell:
+    """One model that is trained and measured.
 
-    def is_there(self, folder: Path, part: str) -> bool:
-        """Whether a shared starting point is in ``folder``.
+    Attributes:
+        rate: peak learning rate; ``None``: the best of the sweep.
+        measure_all: also noise, a white page, P_vocab and the special parts.
+    """
 
-        Raises:
-            ConfigError: one of other settings is.
-        """
-        if not folder.is_dir():
-            return False
-        stored = json.loads((folder / "study.json").read_text("utf-8"))["made_with"]
-        if stored != self.made_with(part):
-            raise ConfigError(f"{folder} was made at another scale; choose another --out")
-        return True
+    variant: str
+    size: int
+    seed: int
+    steps: int
+    batch: int = BATCH
+    rate: float | None = None
+    measure_all: bool = True
+    needs: tuple[str, ...] = field(default=(), compare=False)
 
-    def curve_steps(self) -> dict[int, int]:
-        """Step to samples seen, where the learning curve has a point."""
-        steps = sorted({max(1, round(p * self.samples / self.batch)) for p in self.points})
-        return {step: step * self.batch for step in steps}
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        if self.rate is not None:
+            return f"sweep-{self.variant}-{self.rate:g}"
+        return f"{self.variant}-{self.size}-{self.seed}"
+
+    @property
+    def kind(self) -> tuple[bool, int, int]:
+        """Cells of one kind can be trained side by side."""
+        return VARIANTS[self.variant].rank > 0, self.steps, self.batch
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {k: v for k, v in asdict(self).items() if k != "needs"}
 
 
-VARIANTS: dict[str, tuple[str, ...]] = {
-    "align": (),
-    "mlp": ("model.connector={type: mlp}",),
-    "ovis": ("model.connector={type: ovis, visual_vocab_size: 256}",),
-    "perceiver": (
-        "model.connector={type: perceiver, num_latents: 32, depth: 2, num_heads: 4, head_dim: 32}",
-        "model.token_order=tile",
-    ),
-    "h_reducer": ("model.connector={type: h_reducer}",),
-    "c_abstractor": (
-        "model.connector={type: c_abstractor, out_rows: 3, out_cols: 12, hidden_size: 128, "
-        "depth: 1}",
-    ),
-    "align-grounded": ("stages.0.loss.vocab=1",),
-    "align-grounded-drop": ("stages.0.loss.vocab=1", "model.blank_threshold=0.5"),
-    "align-random-init": ("model.connector.init=random",),
-    "align-no-outer-norm": ("model.connector.outer_norm=false",),
-    "align-gamma-6": ("model.connector.gamma=6",),
-}
-"""Variant to what it changes in ``recipes/study.yaml``."""
-CONNECTORS = ("align", "mlp", "ovis", "perceiver", "h_reducer", "c_abstractor")
-ABLATIONS = tuple(name for name in VARIANTS if name.startswith("align"))
+def sweep(variant: str) -> list[Cell]:
+    """The grid of learning rates for a variant."""
+    return [
+        Cell(variant, SWEEP_SIZE, SWEEP_SEED, SWEEP_STEPS, rate=rate, measure_all=False)
+        for rate in RATES
+    ]
 
 
-def cells(seeds: int) -> list[tuple[str, int]]:
-    """All (variant, seed), seed after seed: what is there first can be compared."""
-    return [(variant, seed) for seed in range(seeds) for variant in VARIANTS]
+def reported(variant: str, size: int) -> list[Cell]:
+    """A variant at a size, all seeds."""
+    needs = tuple(cell.name for cell in sweep(VARIANTS[variant].rates))
+    whole = size == max(SIZES)
+    return [
+        Cell(variant, size, seed, SIZES[size], measure_all=whole, needs=needs) for seed in SEEDS
+    ]
+
+
+HEADLINE = ("align", "mlp", "ovis", "perceiver")
+
+
+def all_cells() -> list[Cell]:
+    """Most valuable first."""
+    cells = [cell for variant in HEADLINE for cell in sweep(variant)]
+    small, middle, large = SIZES
+
+    def add(variants: tuple[str, ...], size: int) -> None:
+        for variant in variants:
+            own = VARIANTS[variant].rates
+            if own not in {c.variant for c in cells if c.rate is not None}:
+                cells.extend(sweep(own))
+        # seed by seed would leave pairs incomplete; variant by variant, claims
+        by_variant = [reported(variant, size) for variant in variants]
+        cells.extend(cell for seeds in zip(*by_variant, strict=True) for cell in seeds)
+
+    adapted = tuple(f"{variant}-low-rank" for variant in HEADLINE)
+    add(adapted, large)  # as the paper trains
+    add(HEADLINE, large)
+    add(adapted, small)
+    add(HEADLINE, small)
+    add(("align-grounded-low-rank", "text"), large)
+    add(("align-grounded", "align-fitted"), large)
+    add(("align-grounded-low-rank",), small)
+    add(adapted, middle)
+    add(("align-random-head-low-rank", "align-no-outer-norm-low-rank"), large)
+    add(("align-gamma-6-low-rank", "align-fitted-low-rank"), large)
+    add(("h_reducer-low-rank", "c_abstractor-low-rank"), large)
+    add(HEADLINE, middle)
+    add(("align-grounded", "align-fitted"), small)
+    add(("align-random-head", "align-no-outer-norm", "align-gamma-6"), large)
+    add(("h_reducer", "c_abstractor"), large)
+    return cells
+
+
+def chosen(cells: list[Cell], asked: str) -> list[Cell]:
+    """Cells whose names have one of some comma-separated parts, and what they need; in order.
+
+    >>> [c.name for c in chosen(all_cells(), "sweep-mlp")][:2]
+    ['sweep-mlp-0.0001', 'sweep-mlp-0.0003']
+    """
+    if not asked:
+        return cells
+    parts = asked.split(",")
+    wanted = {cell.name for cell in cells if any(part in cell.name for part in parts)}
+    wanted |= {need for cell in cells if cell.name in wanted for need in cell.needs}
+    return [cell for cell in cells if cell.name in wanted]

@@ -1,20 +1,21 @@
-"""Stored cells, and means with intervals over seeds."""
+"""Stored cells as numbers, and means with intervals over seeds."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .settings import VARIANTS
+from .scores import Cell, scored
+from .settings import SEEDS, SIZES, VARIANTS
 
+QUESTIONS, COST = "questions.json", "cost.json"
+LARGE = max(SIZES)
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 """Student's t, two-sided 95 %, by degrees of freedom; beyond the table 2.262, a little too wide."""
-Cell = dict[str, Any]
-Value = Callable[[Cell], float | None]
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,11 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Estimate | None:
-        """Of some values; ``None`` of none."""
+        """Of some values; ``None`` of none.
+
+        >>> Estimate.of([1.0, 2.0, 3.0]).text()
+        '2.000 ± 2.484'
+        """
         n = len(values)
         if not n:
             return None
@@ -47,125 +52,65 @@ class Estimate:
         """Upper end of the interval."""
         return self.mean + self.half
 
-    def text(self, places: int = 3, factor: float = 1.0) -> str:
+    def text(self, places: int = 3) -> str:
         """``0.512 ± 0.034``; without an interval for one seed."""
-        mean = f"{factor * self.mean:.{places}f}"
-        return mean if math.isnan(self.half) else f"{mean} ± {factor * self.half:.{places}f}"
+        mean = f"{self.mean:.{places}f}"
+        return mean if math.isnan(self.half) else f"{mean} ± {self.half:.{places}f}"
 
 
 @dataclass
 class Study:
-    """All stored cells: ``cells[variant][seed]``."""
+    """All stored cells but the sweep's: ``numbers[variant, size][seed][name]``.
 
-    cells: dict[str, dict[int, Cell]] = field(default_factory=dict)
+    Attributes:
+        cost: seconds of a step with each connector, or nothing.
+    """
+
+    numbers: dict[tuple[str, int], dict[int, dict[str, float]]] = field(default_factory=dict)
+    cells: list[Cell] = field(default_factory=list)
+    cost: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path) -> Study:
-        """Read ``VARIANT-SEED.json``; names that are not of the study are left alone."""
+        """Read and score ``VARIANT-SIZE-SEED.json``; other files are left alone."""
         study = cls()
+        if not (folder / QUESTIONS).exists():
+            return study
+        if (folder / COST).exists():
+            study.cost = json.loads((folder / COST).read_text("utf-8"))
+        questions = json.loads((folder / QUESTIONS).read_text("utf-8"))
         for variant in VARIANTS:
-            for file in sorted(folder.glob(f"{variant}-*.json")):
-                seed = file.stem[len(variant) + 1 :]
-                if seed.isdigit():
-                    cell = json.loads(file.read_text("utf-8"))
-                    study.cells.setdefault(variant, {})[int(seed)] = cell
+            for size in SIZES:
+                for seed in SEEDS:
+                    file = folder / f"{variant}-{size}-{seed}.json"
+                    if file.exists():
+                        cell = json.loads(file.read_text("utf-8"))
+                        own = study.numbers.setdefault((variant, size), {})
+                        own[seed] = scored(cell, questions)
+                        study.cells.append(cell)
         return study
 
-    @property
-    def count(self) -> int:
-        """Stored cells."""
-        return sum(len(seeds) for seeds in self.cells.values())
+    def seeds(self, variant: str, size: int = LARGE) -> int:
+        """How many there are of a variant."""
+        return len(self.numbers.get((variant, size), {}))
 
-    def any(self) -> Cell | None:
-        """Some cell, for what all share."""
-        return next((c for seeds in self.cells.values() for c in seeds.values()), None)
-
-    def values(self, variant: str, value: Value) -> dict[int, float]:
+    def values(self, variant: str, name: str, size: int = LARGE) -> dict[int, float]:
         """A number of each seed that has it."""
-        found = {s: value(c) for s, c in sorted(self.cells.get(variant, {}).items())}
-        return {s: v for s, v in found.items() if v is not None}
+        own = self.numbers.get((variant, size), {})
+        return {seed: numbers[name] for seed, numbers in sorted(own.items()) if name in numbers}
 
-    def estimate(self, variant: str, value: Value) -> Estimate | None:
+    def estimate(self, variant: str, name: str, size: int = LARGE) -> Estimate | None:
         """Mean and interval over seeds."""
-        return Estimate.of(list(self.values(variant, value).values()))
+        return Estimate.of(list(self.values(variant, name, size).values()))
 
-    def difference(self, first: str, second: str, value: Value) -> Estimate | None:
-        """First minus second, seed by seed (same pages in the same order)."""
-        one, two = self.values(first, value), self.values(second, value)
-        return Estimate.of([one[s] - two[s] for s in one if s in two])
+    def difference(
+        self, first: str, second: str, name: str, size: int = LARGE, second_name: str = ""
+    ) -> Estimate | None:
+        """First minus second, seed by seed (same pages in the same order).
 
-
-# ---------------------------------------------------------------------------- numbers of one cell
-
-
-def anls(cell: Cell) -> float:
-    """ANLS on held-out forms."""
-    return cell["scores"]["anls"]
-
-
-def exact(cell: Cell) -> float:
-    """Exact matches on held-out forms."""
-    return cell["scores"]["exact"]
-
-
-def blind(cell: Cell) -> float:
-    """ANLS of the same questions about a white page."""
-    return cell["blind"]["anls"]
-
-
-def above_blind(cell: Cell) -> float:
-    """What reading the page adds."""
-    return anls(cell) - blind(cell)
-
-
-def at_fraction(fraction: float, key: str = "anls") -> Value:
-    """A number of the learning curve at that fraction of all samples (the nearest point)."""
-
-    def value(cell: Cell) -> float | None:
-        wanted = fraction * cell["settings"]["samples"]
-        points = cell["curve"]
-        if not points:
-            return None
-        return min(points, key=lambda point: abs(point["samples"] - wanted))[key]
-
-    return value
-
-
-def noise_at(place: str, sigma: float, key: str) -> Value:
-    """A number of the noise sweep."""
-
-    def value(cell: Cell) -> float | None:
-        return next((row[key] for row in cell["noise"][place] if row["sigma"] == sigma), None)
-
-    return value
-
-
-def retained(place: str) -> Value:
-    """ANLS under noise over ANLS without, averaged over the sweep's σ above 0."""
-
-    def value(cell: Cell) -> float | None:
-        rows = cell["noise"][place]
-        clean = next(row["anls"] for row in rows if row["sigma"] == 0)
-        noisy = [row["anls"] / clean for row in rows if row["sigma"] > 0] if clean else []
-        return math.fsum(noisy) / len(noisy) if noisy else None
-
-    return value
-
-
-def of_vocabulary(key: str) -> Value:
-    """A number of the averaged P_vocab; other connectors have none."""
-
-    def value(cell: Cell) -> float | None:
-        use = cell.get("vocabulary_use")
-        return None if use is None else use[key]
-
-    return value
-
-
-def pruning_change(cell: Cell) -> float | None:
-    """ANLS with the ids that hold 99 % of the mass, minus ANLS with all."""
-    if "pruning" not in cell:
-        return None
-    rows = {row["kept"]: row["anls"] for row in cell["pruning"]}
-    kept = cell["vocabulary_use"]["for_99"]
-    return None if kept not in rows else rows[kept] - rows[cell["vocabulary_use"]["vocabulary"]]
+        Args:
+            second_name: another number of the second.
+        """
+        one = self.values(first, name, size)
+        two = self.values(second, second_name or name, size)
+        return Estimate.of([one[seed] - two[seed] for seed in one if seed in two])

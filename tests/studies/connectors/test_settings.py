@@ -1,6 +1,6 @@
 """Which cells there are."""
 
-from studies.prior.settings import HEADLINE, SEEDS, SIZES, VARIANTS, all_cells, chosen
+from studies.connectors.settings import HEADLINE, SEEDS, SIZES, VARIANTS, all_cells, chosen
 
 from alignvlm.connectors.configs import connector_config
 

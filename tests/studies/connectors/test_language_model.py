@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from studies.prior.language_model import LanguageModel
+from studies.connectors.language_model import LanguageModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from studies.prior.encode import peaks, token_cells
+from studies.connectors.encode import peaks, token_cells
 
 
 class Words:

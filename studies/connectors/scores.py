@@ -39,7 +39,7 @@ def scored(cell: Cell, questions: dict[str, Asked]) -> dict[str, float]:
         for k, said in cell["several"].items():
             found[f"several {k}"] = mean_anls(said, questions[f"several-{k}"])
     if "without_changes" in cell:
-        found["without changes"] = mean_anls(cell["without_changes"]["answers"], test)
+        found["without changes"] = cell["without_changes"]["tokens_right"]
     if "white" in cell:
         found["white"] = mean_anls(cell["white"]["answers"], test)
         found["white tokens_right"] = cell["white"]["tokens_right"]
@@ -90,4 +90,17 @@ def look_alikes(answers: Sequence[str], asked: Asked) -> dict[str, float]:
         "common words": mean(common),
         "rare words": mean([said == one["rare"] for said, one in zip(rare, names)]),
         "rare as common": mean([said == one["common"] for said, one in zip(rare, names)]),
+    }
+
+
+def ratios(found: dict[str, Any]) -> dict[str, list[float]]:
+    """Each connector's step over the MLP's, in each round but the first, which warms up.
+
+    >>> ratios({"rounds": {"mlp": [9.0, 1.0, 2.0], "align": [9.0, 1.5, 2.0]}})["align"]
+    [1.5, 1.0]
+    """
+    mlp = found["rounds"]["mlp"][1:]
+    return {
+        name: [a / b for a, b in zip(own[1:], mlp, strict=True)]
+        for name, own in found["rounds"].items()
     }

@@ -1,4 +1,4 @@
-"""Features of all pages of the study, stored once: ``python -m studies.prior.prepare``.
+"""Features of all pages of the study, stored once.
 
 Takes about half an hour of one core. Resumable: parts of 64 pages lie in ``OUT/parts`` until
 they are put together.
@@ -6,7 +6,6 @@ they are put together.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator
 from itertools import islice
@@ -61,27 +60,27 @@ def testing(receipts: Path) -> Iterator[tuple[str, Drawn]]:
             yield from ((part, page) for page in make(seed))
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/study"))
-    parser.add_argument("--language-model", type=Path, required=True, help="folder")
-    parser.add_argument("--receipts", type=Path, required=True, help="SROIE's training split")
-    parser.add_argument("--reader", type=Path, default=Path("models/reader"))
-    parser.add_argument("--train", type=int, default=TRAIN)
-    parser.add_argument("--pack", action="store_true", help="put together what is there")
-    asked = parser.parse_args()
-    parts = asked.out / "parts"
-    if not asked.pack:
-        torch.set_num_threads(1)
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(asked.language_model)
-        encoder = Encoder(asked.reader, tokenizer)
-        encode(encoder, testing(asked.receipts), parts, "test")
-        encode(encoder, islice(training(asked.receipts), asked.train), parts, "train")
-    pages = pack(parts)
-    pages.save(asked.out / "pages.npz")
-    size = (asked.out / "pages.npz").stat().st_size / 2**20
+def prepare(out: Path, language_model: Path, receipts: Path, reader: Path) -> Path:
+    """Read what is not read yet, and put it together; the path of the pages.
+
+    Args:
+        out: folder of ``pages.npz``.
+        language_model: its folder, for the tokens.
+        receipts: SROIE's training split.
+        reader: the recogniser's folder.
+    """
+    file = out / "pages.npz"
+    if file.exists():
+        return file
+    torch.set_num_threads(1)
+    encoder = Encoder(reader, PreTrainedTokenizerFast.from_pretrained(language_model))
+    encode(encoder, testing(receipts), out / "parts", "test")
+    encode(encoder, islice(training(receipts), TRAIN), out / "parts", "train")
+    pages = pack(out / "parts")
+    pages.save(file)
+    size = file.stat().st_size / 2**20
     print(f"{len(pages)} pages, {len(pages.targets)} cells, {size:.1f} MiB")
+    return file
 
 
 def encode(encoder: Encoder, pages: Iterator[tuple[str, Drawn]], folder: Path, name: str) -> None:
@@ -126,7 +125,3 @@ def pack(parts: Path) -> Pages:
                     targets.append(stored[f"targets-{i}"])
                     kept.append(meta)
     return packed(features, places, targets, kept)
-
-
-if __name__ == "__main__":
-    main()

@@ -9,8 +9,7 @@ from typing import Any
 from .batches import Question, held_out, several
 from .measures import PARTS, SEVERAL_PAGES
 from .store import Pages
-
-FILE = "questions.json"
+from .stored import QUESTIONS
 
 
 def questions(pages: Pages) -> dict[str, list[dict[str, Any]]]:
@@ -27,8 +26,8 @@ def _described(pages: Pages, one: Question) -> dict[str, Any]:
 
 
 def write(pages: Path, results: Path) -> Path:
-    """Write :data:`FILE` beside the cells."""
-    file = results / FILE
+    """Write ``questions.json`` beside the cells."""
+    file = results / QUESTIONS
     value = questions(Pages.load(pages))
     file.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return file

@@ -1,7 +1,7 @@
 """Stored pages."""
 
 import numpy as np
-from studies.prior.store import STEPS, Pages, packed
+from studies.connectors.store import STEPS, Pages, packed
 
 
 def made():

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from studies.prior.batches import several
-from studies.prior.cell import Bench
-from studies.prior.settings import Cell
-from studies.prior.store import CHANNELS, Pages
-from studies.prior.train import train
-from studies.prior.workers import next_group
+from studies.connectors.batches import several
+from studies.connectors.cell import Bench
+from studies.connectors.settings import Cell
+from studies.connectors.store import CHANNELS, Pages
+from studies.connectors.train import train
+from studies.connectors.workers import next_group
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
