@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..inference.extract import FieldValue
-from ..inference.inspect import CellReading, PageReading
 from ..reader.page import Box
+
+if TYPE_CHECKING:
+    from .inspect import CellReading, PageReading
 
 HEADING, APART = 1.35, 0.9
 """Lines so much higher than the page's usual ones are headings; a gap of so many line heights parts
 paragraphs."""
-COLUMNS = ("field", "value", "text", "page", "boxes", "confidence", "note")
 _MARKS = re.compile(r"([\\`*_\[\]<>#|~])|^(\s*)([-+]|\d+[.)])(?=\s)")
 
 
@@ -42,7 +40,7 @@ class PageText:
     page: int
     width: int
     height: int
-    lines: list[TextLine]
+    lines: Sequence[TextLine]
 
     @property
     def text(self) -> str:
@@ -76,34 +74,49 @@ def as_text(pages: Sequence[PageText]) -> str:
     return "\n\f\n".join(page.text for page in pages) + "\n"
 
 
-def as_markdown(pages: Sequence[PageText]) -> str:
-    """Paragraphs and headings, as lines' gaps and heights tell them; several pages have titles."""
+def as_markdown(pages: Sequence[PageText], above: int = 0) -> str:
+    """Paragraphs and headings, as lines' gaps and heights tell them; several pages have titles.
+
+    Args:
+        above: levels of headings that stand above the pages.
+    """
     parts = []
+    level = above + (len(pages) > 1)
     for page in pages:
         if len(pages) > 1:
-            parts.append(f"# Page {page.page}")
-        parts += _blocks(page.lines, "##" if len(pages) > 1 else "#")
+            parts.append(f"{'#' * level} Page {page.page}")
+        for part in paragraphs(page.lines):
+            text = "\\\n".join(escaped(line.text) for line in part.lines)
+            parts.append(f"{'#' * (level + 1)} {text}" if part.heading else text)
     return "\n\n".join(parts) + "\n"
 
 
-def _blocks(lines: Sequence[TextLine], mark: str) -> list[str]:
+class Paragraph(NamedTuple):
+    """Lines that belong together; a heading has one line, higher than the page's usual ones."""
+
+    heading: bool
+    lines: list[TextLine]
+
+
+def paragraphs(lines: Sequence[TextLine]) -> list[Paragraph]:
+    """The lines of a page by the gaps between them; lists that are not empty."""
     if not lines:
         return []
     usual = median(line.box[3] - line.box[1] for line in lines)
-    blocks: list[list[str]] = []
-    below: TextLine | None = None
-    titled = False
+    found: list[Paragraph] = []
     for line in lines:
-        title = line.box[3] - line.box[1] > HEADING * usual
-        gap = 0.0 if below is None else line.box[1] - below.box[3]
-        if title or titled or not blocks or gap > APART * usual or gap < -usual:
-            blocks.append([])
-        blocks[-1].append(f"{mark} {_escaped(line.text)}" if title else _escaped(line.text))
-        below, titled = line, title
-    return ["\\\n".join(block) for block in blocks]
+        heading = line.box[3] - line.box[1] > HEADING * usual
+        last = found[-1] if found else None
+        gap = line.box[1] - last.lines[-1].box[3] if last else 0.0
+        if last is None or heading or last.heading or gap > APART * usual or gap < -usual:
+            found.append(Paragraph(heading, []))
+        found[-1].lines.append(line)
+    return found
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """Text that Markdown shows as it is."""
+
     def escape(found: re.Match[str]) -> str:
         if found[1]:
             return "\\" + found[1]
@@ -112,21 +125,11 @@ def _escaped(text: str) -> str:
     return _MARKS.sub(escape, text)
 
 
+def as_data(name: str, pages: Sequence[PageText]) -> dict[str, Any]:
+    """A document's pages as plain data: every line with its box, and all else that is known."""
+    return {"file": name, "pages": [asdict(page) for page in pages]}
+
+
 def as_json(name: str, pages: Sequence[PageText]) -> str:
-    """Every line with its box."""
-    told = {"file": name, "pages": [asdict(page) for page in pages]}
-    return json.dumps(told, ensure_ascii=False, indent=1) + "\n"
-
-
-def as_csv(fields: Mapping[str, FieldValue]) -> str:
-    """A row a field; boxes as ``x0 y0 x1 y1`` for each line of the words."""
-    out = io.StringIO()
-    rows = csv.writer(out, lineterminator="\n")
-    rows.writerow(COLUMNS)
-    for name, found in fields.items():
-        value = "" if found.value is None else str(found.value)
-        boxes = "; ".join(" ".join(f"{edge:.1f}" for edge in box) for box in found.boxes)
-        page = found.page or ""
-        sure = f"{found.confidence:.4f}"
-        rows.writerow([name, value, found.text, page, boxes, sure, found.note or ""])
-    return out.getvalue()
+    """The same as JSON, a value a row."""
+    return json.dumps(as_data(name, pages), ensure_ascii=False, indent=1) + "\n"
