@@ -48,6 +48,11 @@ def ink(piece: Piece) -> list[tuple[str, tuple[float, float, float, float]]]:
     return found
 
 
+def baseline(piece: Piece) -> float:
+    """y of the line that a piece's letters stand on, px."""
+    return piece.y + _font(piece.px).getmetrics()[0]
+
+
 def covered(
     image: Image.Image, box: tuple[float, float, float, float], by: Sequence[float]
 ) -> float:

@@ -16,7 +16,8 @@ from alignvlm.compose.assemble import compose
 from alignvlm.errors import ConfigError, WeightsError
 from alignvlm.inference.hocr import as_hocr
 from alignvlm.inference.page_files import PAGE_FORMATS, ReadDocument
-from alignvlm.inference.page_reader import PageReader, WordPage
+from alignvlm.inference.page_reader import PageReader
+from alignvlm.inference.page_text import WordPage
 
 XHTML = "{http://www.w3.org/1999/xhtml}"
 TEXT = "\n".join(piece.text for piece in drawn.LETTER)

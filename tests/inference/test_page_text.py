@@ -7,11 +7,11 @@ import json
 import pytest
 
 from alignvlm.inference.inspect import CellReading, PageReading
+from alignvlm.inference.markdown import as_markdown
 from alignvlm.inference.page_text import (
     PageText,
     TextLine,
     as_json,
-    as_markdown,
     as_text,
     page_text,
 )

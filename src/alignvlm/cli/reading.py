@@ -70,10 +70,8 @@ def read(
         left = sink.left(todo, lambda: {"model": weights_of(model), "format": form, **settings})
     else:
         sink, left = _Stream(out, PAGE_FORMATS[form], json_), todo
-    rows = _rows(model, left, pages_of, sink, tokens) if left else []
+    rows = _rows(model, left, pages_of, sink, tokens, len(left) == len(todo)) if left else []
     errors = [row["error"] for row in rows if "error" in row]
-    if rows and len(errors) == len(rows) == len(todo):
-        raise DataError(errors[0])
     if out is not None:
         there = len(todo) - len(left)
         counts = {"out": str(out), "documents": len(rows), "errors": len(errors)}
@@ -120,8 +118,16 @@ def _rows(
     pages_of: Callable[[str], Pages],
     sink: _Folder | _Stream,
     tokens: bool,
+    alone: bool,
 ) -> list[Row]:
-    """A row of each document, which is written by then; errors are also told on stderr."""
+    """A row of each document, which is written by then; errors are also told on stderr.
+
+    Args:
+        alone: no other documents were read before.
+
+    Raises:
+        DataError: none could be read.
+    """
     from ..batch.parts import own_row
     from ..inference.page_files import ReadDocument
     from ..inference.page_reader import PageReader
@@ -136,16 +142,24 @@ def _rows(
                 return {"document": ReadDocument(_name(file), found, number, len(files) == 1)}
 
             row = own_row(_name(file), make)
-            if "error" in row:
+            if "error" in row and len(files) > 1:
                 note(row["error"])
             rows.append(write(row))
+        if alone and all("error" in row for row in rows):
+            raise DataError(rows[0]["error"])
     return rows
 
 
 def _read(reader: PageReader, pages: Pages, count: str) -> Iterator[Any]:
     """The pages of a document; those that are left out or empty are told on stderr."""
-    if pages.left_out:
-        note(pages.left_out)
+    from ..documents.opening import LockedPdfError
+
+    try:
+        left_out = pages.left_out  # opens the file
+    except LockedPdfError as error:
+        raise DataError(f"{error}, or give it with --password") from None
+    if left_out:
+        note(left_out)
     several = len(pages) > 1
     for page in pages:
         which = f" page {page.page}" if several else ""

@@ -24,7 +24,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import AlignVLMError, DataError, describe_validation_error
 from ..inference.extract import FieldValue
-from ..inference.page_text import as_json, as_markdown, as_text
+from ..inference.markdown import as_markdown
+from ..inference.page_text import as_json, as_text
 from .desk import Desk
 from .field_rows import as_csv
 from .gallery import gallery, gallery_folder

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
+from statistics import median
 
 from .. import __version__
 from ..reader.page import Box
-from .page_reader import ReadLine, ReadWord, WordPage
-from .page_text import paragraphs
+from .page_text import ReadLine, ReadWord, WordPage, paragraphs
 
 HEAD = f"""\
 <?xml version="1.0" encoding="UTF-8"?>
@@ -25,6 +25,11 @@ HEAD = f"""\
 <body>
 """
 TAIL = "</body>\n</html>\n"
+DESCENT = 0.2
+"""Share of a line's height that is below what letters stand on."""
+LEVEL = 0.1
+"""A line that climbs or falls by less, as a share of its height, is level: boxes are no more
+precise."""
 PARTS = {"page": ("div", "ocr_page"), "par": ("p", "ocr_par"), "line": ("span", "ocr_line")}
 
 
@@ -40,6 +45,27 @@ def hocr_pages(file: str, pages: Sequence[WordPage], document: int = 1) -> str:
 def as_hocr(file: str, pages: Sequence[WordPage]) -> str:
     """A document as a hOCR file."""
     return HEAD + hocr_pages(file, pages) + TAIL
+
+
+def baseline(line: ReadLine) -> tuple[float, float]:
+    """The line that letters stand on, for a line that is not turned.
+
+    Returns:
+        Its slope, downwards to the right, and how far below the lower left corner of the line's box
+        it begins (above it is negative), px.
+    """
+    first, last = line.words[0].box, line.words[-1].box
+    (x0, y0), (x1, y1) = _middle(first), _middle(last)
+    high = min(first[3] - first[1], last[3] - last[1])
+    slope = (y1 - y0) / (x1 - x0) if x1 > x0 and abs(y1 - y0) > LEVEL * high else 0.0
+    heights = [(b[3] - b[1]) - abs(slope) * (b[2] - b[0]) for b in (w.box for w in line.words)]
+    middles = [_middle(word.box) for word in line.words]
+    middle = median(y - slope * (x - line.box[0]) for x, y in middles)
+    return slope, middle + (0.5 - DESCENT) * max(median(heights), 1.0) - line.box[3]
+
+
+def _middle(box: Box) -> tuple[float, float]:
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
 
 
 def _page(file: str, page: WordPage, number: str) -> str:
@@ -64,6 +90,9 @@ def _line(line: ReadLine, number: str) -> str:
     about = _bbox(line.box)
     if line.turned:  # hOCR counts against the clock
         about += f"; textangle {-90 * line.turned % 360}"
+    else:
+        slope, begin = baseline(line)
+        about += f"; baseline {slope:.4f} {begin:.1f}"
     words = [_word(word, f"{number}_{i}") for i, word in enumerate(line.words, start=1)]
     return _element("line", number, about, " ".join(words))
 

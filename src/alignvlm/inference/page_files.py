@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from .hocr import HEAD, TAIL, hocr_pages
-from .page_reader import WordPage
-from .page_text import as_data, as_markdown, as_text, escaped
+from .markdown import as_markdown, escaped
+from .page_text import WordPage, as_data, as_text
 
 
 class ReadDocument(NamedTuple):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import safe_open
+from torch import Tensor
 from transformers import AutoTokenizer
 
 from ..compose.assemble import load_reader
@@ -20,80 +21,18 @@ from ..errors import ConfigError
 from ..processing.image_processor import AlignVLMImageProcessor
 from ..reader import ReaderModel, Row, Spelled
 from ..reader.cells import join_tiles
+from ..reader.order import page_slant
 from ..reader.page import Box
 from ..tiling import Grid, fit_scale
 from ..weights.folder import loaded
 from ..weights.resolve import resolve
 from .loading import default_device, default_dtype
-from .page_text import PageText, TextLine
+from .page_text import Choice, ReadLine, ReadToken, ReadWord, WordPage
 
 CHOICES = 3
 """Other spellings of a word that are told, at most."""
 LEAST_CHOICE = 0.01
 """Less probable ones are not."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Another spelling of a word, or another token, and its probability."""
-
-    text: str
-    confidence: float
-
-
-@dataclass(frozen=True)
-class ReadWord:
-    """A word of a line.
-
-    Attributes:
-        text: without white space.
-        box: x0, y0, x1, y1, px of the page image.
-        confidence: the probability that all of its characters are right, by the recogniser.
-        choices: the word with one character replaced, where that is likely too; best first.
-    """
-
-    text: str
-    box: Box
-    confidence: float
-    choices: list[Choice]
-
-
-@dataclass(frozen=True)
-class ReadToken:
-    """A token of the language model; fields as :class:`ReadWord` has them, and its id."""
-
-    text: str
-    id: int
-    box: Box
-    confidence: float
-    choices: list[Choice]
-
-
-@dataclass(frozen=True)
-class ReadLine(TextLine):
-    """A line with its words.
-
-    Attributes:
-        turned: quarter turns by which it is turned clockwise against the page image.
-        words: from left to right.
-        tokens: what the language model gets of it; empty unless asked for.
-    """
-
-    turned: int
-    words: list[ReadWord]
-    tokens: list[ReadToken]
-
-
-@dataclass(frozen=True)
-class WordPage(PageText):
-    """A page whose lines have words.
-
-    Attributes:
-        scale: px of the page image per PDF point (1/72 inch); None for a picture.
-    """
-
-    lines: Sequence[ReadLine]
-    scale: float | None = None
 
 
 class PageReader:
@@ -148,20 +87,26 @@ class PageReader:
         Raises:
             DataError: the image cannot be used.
         """
-        rows, shrunk = self.rows(image)
+        pixels, shrunk = self._pixels(image)
+        rows = self.model.read_page(pixels)
         spelled = self._spelled(rows)
         lines = [_line(r, s, shrunk, image.size, self.tokenizer) for r, s in zip(rows, spelled)]
         return WordPage(page, *image.size, lines, scale)
 
-    def rows(self, image: Image.Image) -> tuple[list[Row], float]:
-        """What the networks read, and px of their boxes for each px of the image."""
+    def slant(self, image: Image.Image) -> float:
+        """Degrees by which level lines of a page run down to the right."""
+        return math.degrees(page_slant(self.model.find_lines(self._pixels(image)[0])))
+
+    def _pixels(self, image: Image.Image) -> tuple[Tensor, float]:
+        """A page as the networks get it, ``[3, height, width]``, and px of that for each px of the
+        image."""
         batch = self.image_processor([image], return_tensors="pt")
         down, across, _ = batch["image_grids"][0].tolist()
         grid, size = Grid(down, across), self.image_processor.size
         tiles = batch["pixel_values"][: grid.tiles].to(self.model.device)
-        rows = self.model.read_page(join_tiles(tiles, *grid))
         enlarge = self.image_processor.enlarge
-        return rows, fit_scale(*image.size, grid, size["width"], size["height"], enlarge)
+        scale = fit_scale(*image.size, grid, size["width"], size["height"], enlarge)
+        return join_tiles(tiles, *grid), scale
 
     def _spelled(self, rows: list[Row]) -> Sequence[Spelled | None]:
         if self.tokenizer is None or not rows:
@@ -169,7 +114,7 @@ class PageReader:
         return self.model.spelling.spell([row.characters for row in rows], least=self.model.least)
 
 
-def _kept(folder: os.PathLike[str]) -> torch.Tensor | None:
+def _kept(folder: os.PathLike[str]) -> Tensor | None:
     """The ids of a pruned vocabulary."""
     for file in sorted(Path(folder).glob("*.safetensors")):
         with safe_open(file, "pt") as weights:
@@ -216,7 +161,7 @@ def _word(row: Row, start: int, end: int, place: _Places) -> ReadWord:
         ratios = row.characters.log_ratio[at].tolist()
         for char, ratio in zip(row.characters.options[at], ratios):
             text = row.text[start:at] + char + row.text[at + 1 : end]
-            found.append(Choice(text, round(sure * float(np.exp(ratio)), 4)))
+            found.append(Choice(text, round(sure * math.exp(ratio), 4)))
     return ReadWord(row.text[start:end], place.around(start, end), round(sure, 4), _likely(found))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 HEADING, APART = 1.35, 0.9
 """Lines so much higher than the page's usual ones are headings; a gap of so many line heights parts
 paragraphs."""
-_MARKS = re.compile(r"([\\`*_\[\]<>#|~])|^(\s*)([-+]|\d+[.)])(?=\s)")
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,76 @@ class PageText:
         return "\n".join(line.text for line in self.lines)
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Another spelling of a word, or another token that may start there, and its probability."""
+
+    text: str
+    confidence: float
+
+
+@dataclass(frozen=True)
+class ReadWord:
+    """A word of a line.
+
+    Attributes:
+        text: without white space.
+        box: x0, y0, x1, y1, px of the page image.
+        confidence: the probability that all of its characters are right, by the recogniser.
+        choices: the word with one character replaced, where that is likely too; best first.
+    """
+
+    text: str
+    box: Box
+    confidence: float
+    choices: list[Choice]
+
+
+@dataclass(frozen=True)
+class ReadToken:
+    """A token of the language model; fields as :class:`ReadWord` has them, and its id."""
+
+    text: str
+    id: int
+    box: Box
+    confidence: float
+    choices: list[Choice]
+
+
+@dataclass(frozen=True)
+class ReadLine(TextLine):
+    """A line with its words.
+
+    Attributes:
+        turned: quarter turns by which it is turned clockwise against the page image.
+        words: from left to right.
+        tokens: what the language model gets of it; empty unless asked for.
+    """
+
+    turned: int
+    words: list[ReadWord]
+    tokens: list[ReadToken]
+
+
+@dataclass(frozen=True)
+class WordPage(PageText):
+    """A page whose lines have words.
+
+    Attributes:
+        scale: px of the page image per PDF point (1/72 inch); None for a picture.
+    """
+
+    lines: Sequence[ReadLine]
+    scale: float | None = None
+
+
+class Paragraph(NamedTuple):
+    """Lines that belong together; a heading has one line, higher than the page's usual ones."""
+
+    heading: bool
+    lines: list[TextLine]
+
+
 def page_text(reading: PageReading, page: int, size: tuple[int, int], tokenizer: Any) -> PageText:
     """The lines of a reading; what is too faint to say anything is left out."""
     lines = []
@@ -74,35 +142,18 @@ def as_text(pages: Sequence[PageText]) -> str:
     return "\n\f\n".join(page.text for page in pages) + "\n"
 
 
-def as_markdown(pages: Sequence[PageText], above: int = 0) -> str:
-    """Paragraphs and headings, as lines' gaps and heights tell them; several pages have titles.
+def usual_height(lines: Sequence[TextLine]) -> float:
+    """Of the lines of a page, px; 0 where there are none."""
+    return median(line.box[3] - line.box[1] for line in lines) if lines else 0.0
+
+
+def paragraphs(lines: Sequence[TextLine], usual: float | None = None) -> list[Paragraph]:
+    """Lines that follow one another, by the gaps between them.
 
     Args:
-        above: levels of headings that stand above the pages.
+        usual: height of the page's lines; default: that of these.
     """
-    parts = []
-    level = above + (len(pages) > 1)
-    for page in pages:
-        if len(pages) > 1:
-            parts.append(f"{'#' * level} Page {page.page}")
-        for part in paragraphs(page.lines):
-            text = "\\\n".join(escaped(line.text) for line in part.lines)
-            parts.append(f"{'#' * (level + 1)} {text}" if part.heading else text)
-    return "\n\n".join(parts) + "\n"
-
-
-class Paragraph(NamedTuple):
-    """Lines that belong together; a heading has one line, higher than the page's usual ones."""
-
-    heading: bool
-    lines: list[TextLine]
-
-
-def paragraphs(lines: Sequence[TextLine]) -> list[Paragraph]:
-    """The lines of a page by the gaps between them; lists that are not empty."""
-    if not lines:
-        return []
-    usual = median(line.box[3] - line.box[1] for line in lines)
+    usual = usual_height(lines) if usual is None else usual
     found: list[Paragraph] = []
     for line in lines:
         heading = line.box[3] - line.box[1] > HEADING * usual
@@ -112,17 +163,6 @@ def paragraphs(lines: Sequence[TextLine]) -> list[Paragraph]:
             found.append(Paragraph(heading, []))
         found[-1].lines.append(line)
     return found
-
-
-def escaped(text: str) -> str:
-    """Text that Markdown shows as it is."""
-
-    def escape(found: re.Match[str]) -> str:
-        if found[1]:
-            return "\\" + found[1]
-        return f"{found[2]}{found[3][:-1]}\\{found[3][-1]}"
-
-    return _MARKS.sub(escape, text)
 
 
 def as_data(name: str, pages: Sequence[PageText]) -> dict[str, Any]:
