@@ -121,10 +121,16 @@ def test_a_folder_of_results_is_gone_on_with_and_a_bad_file_costs_its_row(
     (out / "read.jsonl").write_text("".join(torn[:2]) + torn[2][:9], "utf-8")
     assert command(*given).out == f"{out}: 1 documents read (0 errors), 2 were there\n"
     assert (out / "read.jsonl").read_text("utf-8") == whole
-    monkeypatch.setattr(reading, "_rows", lambda *_: pytest.fail("nothing is left to read"))
-    assert command(*given).out == f"{out}: 0 documents read (0 errors), 3 were there\n"
+    with monkeypatch.context() as patched:
+        patched.setattr(reading, "_rows", lambda *_: pytest.fail("nothing is left to read"))
+        assert command(*given).out == f"{out}: 0 documents read (0 errors), 3 were there\n"
     refused(command(*given, "--dpi", 100), "read.jsonl", "other dpi")
     refused(command(*given, "--format", "hocr"), "other format")
+    (tmp_path / "with.dot").mkdir()
+    assert (
+        command("read", "reader", folder / "letter.png", "--out", tmp_path / "with.dot").code == 0
+    )
+    assert (tmp_path / "with.dot" / "letter.png.txt").is_file()
 
 
 def test_results_that_would_take_one_place_are_refused(command: Run, page, tmp_path):
@@ -159,6 +165,7 @@ def test_standard_input(command: Run, page, monkeypatch):
 def test_what_cannot_be_done_is_one_line(command: Run, page, tiny_model_dir, tmp_path):
     refused(command("read", tiny_model_dir, page), "does not read lines", "name reader")
     refused(command("read", "reader", page, "--format", "hoc"), "did you mean 'hocr'?")
+    refused(command("read", "reader", page, "--out", "x.pdf"), "no format is called '.pdf'")
     refused(command("read", "reader", page, "--tokens"), "--tokens is for --format json")
     refused(command("read", "reader", page, "--json", "--format", "text"), "choose one")
     refused(command("read", "reader", page, "--json", "--tokens"), "no language model is in it")

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -90,6 +91,27 @@ def test_what_cannot_be_done_is_one_line(tmp_path):
         assert done.returncode == 1, done
         assert said in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out.pdf").exists()
+
+
+def test_ocrmypdf_reads_our_hocr_as_it_does_the_elements(tmp_path):
+    from ocrmypdf.hocrtransform.hocr_parser import HocrParser
+
+    from alignvlm.inference.page_reader import PageReader
+    from alignvlm.plugins.ocrmypdf import ReaderEngine, as_element
+
+    image, hocr, text = tmp_path / "page.png", tmp_path / "page.hocr", tmp_path / "page.txt"
+    drawn.page().save(image)
+    options = SimpleNamespace(alignvlm=SimpleNamespace(model="reader"), jobs=1)
+    ReaderEngine.generate_hocr(image, hocr, text, options)
+    assert text.read_text("utf-8").split() == TEXT.split()
+    parsed = HocrParser(hocr).parse()
+    own = as_element(PageReader.load("reader").read(drawn.page()))
+    assert [line.baseline.slope for line in parsed.lines] == [0, 0, 0, 0]
+    for word, other in zip(parsed.words, own.words, strict=True):
+        assert word.text == other.text
+        assert word.confidence == pytest.approx(other.confidence, abs=0.01)
+        assert word.bbox.left == pytest.approx(other.bbox.left, abs=1)
+        assert word.bbox.bottom == pytest.approx(other.bbox.bottom, abs=1)
 
 
 def test_elements_are_paragraphs_lines_and_words():

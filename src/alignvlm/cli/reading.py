@@ -32,7 +32,7 @@ def read(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="documents and folders")],
     out: Annotated[
         Path | None,
-        typer.Option(help="file (.txt, .md, .json, .hocr), or folder; a rerun goes on with it"),
+        typer.Option(help="file (.txt, .md, .json, .hocr), or folder, which a rerun goes on with"),
     ] = None,
     format: Annotated[
         str | None,
@@ -86,7 +86,15 @@ def _format(given: str | None, out: Path | None, as_json: bool) -> str:
     """The name of a format of ``PAGE_FORMATS``."""
     from ..inference.page_files import PAGE_FORMATS, SUFFIXES
 
-    by_name = SUFFIXES.get(out.suffix.lower()) if out is not None else None
+    by_name = None
+    if out is not None and not _is_folder(out):
+        by_name = SUFFIXES.get(out.suffix.lower())
+        if by_name is None and given is None:
+            known = ", ".join(SUFFIXES)
+            raise ConfigError(
+                f"{out}: no format is called {out.suffix!r}: name {known}, a --format, or a folder "
+                "that is there"
+            )
     form = given or by_name or ("json" if as_json and out is None else "text")
     if form not in PAGE_FORMATS:
         known = " or ".join(PAGE_FORMATS)
@@ -99,10 +107,8 @@ def _format(given: str | None, out: Path | None, as_json: bool) -> str:
 
 
 def _is_folder(out: Path) -> bool:
-    """Whether ``--out`` names a folder: one that is there, or a name that no format has."""
-    from ..inference.page_files import SUFFIXES
-
-    return out.is_dir() or (not out.is_file() and out.suffix.lower() not in SUFFIXES)
+    """Whether ``--out`` names a folder: one that is there, or a new name without a dot."""
+    return out.is_dir() or not (out.suffix or out.exists())
 
 
 def _name(file: str) -> str:

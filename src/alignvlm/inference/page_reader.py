@@ -103,7 +103,7 @@ class PageReader:
         batch = self.image_processor([image], return_tensors="pt")
         down, across, _ = batch["image_grids"][0].tolist()
         grid, size = Grid(down, across), self.image_processor.size
-        tiles = batch["pixel_values"][: grid.tiles].to(self.model.device)
+        tiles = batch["pixel_values"][: grid.tiles].to(self.model.device, self.model.dtype)
         enlarge = self.image_processor.enlarge
         scale = fit_scale(*image.size, grid, size["width"], size["height"], enlarge)
         return join_tiles(tiles, *grid), scale
