@@ -32,7 +32,7 @@ SHAPES := alignvlm.ops.reference,alignvlm.connectors,alignvlm.model,alignvlm.rea
 test-shapes: $(STAMP)
 	$(BIN)/python -m pytest $(TWO) -m "not slow and not gpu and not wrong_shapes" --jaxtyping-packages=$(SHAPES) tests/connectors/test_contract.py tests/connectors/test_formulas.py tests/model/test_config.py tests/model/test_dropping.py tests/reader/test_boxes.py tests/reader/test_order.py tests/reader/test_decode.py
 
-# what takes longer or needs more: real weights (pip), a browser (Debian's chromium), Ray, torchrun
+# what takes longer or needs more: real weights (pip), a browser (Debian's chromium), its pdftotext, Ray, torchrun
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"
 

@@ -49,6 +49,7 @@ plan RECIPE --gpu --gpus --json --mfu --samples --set --tiles
 prune MODEL [PAGES]... --data --dpi --json --keep --max-new-tokens --max-questions --out --pages
     --questions
 pull REFERENCE --json
+read MODEL FILE... --dpi --format --json --max-pages --out --pages --password --tokens
 serve MODEL --allow-no-key --allow-urls --api-key --host --json --max-body-mib --max-images
     --max-new-tokens --max-pixels --name --port --queue --timeout
 train RECIPE --dry-run --json --no-dry-run --no-overwrite --no-resume --out --overwrite --resume

@@ -28,7 +28,7 @@ LAYERS = (
     ("eval",),
     ("train",),
     ("finetune",),
-    ("serve", "demo", "batch"),
+    ("serve", "demo", "batch", "plugins"),
     ("cli",),
     ("__main__",),
 )

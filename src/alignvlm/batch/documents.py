@@ -12,11 +12,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 
 from ..documents.page_images import Pages
-from ..errors import ConfigError, DataError
+from ..errors import DataError
 from ..inference.answerers import Weights
 from ..inference.ask import load_model
 from ..inference.confidence import calibration_of
@@ -25,10 +24,10 @@ from ..inference.field_schema import Schema
 from ..inference.values import Spelling
 from ..weights.resolve import resolve
 from .driver import Run, finish_rows, where_workers_find
-from .parts import LOCK, Row, claim, make_folder, read_parts
+from .parts import LOCK, Row, claim, make_folder, own_row, read_parts
 from .pool import Pool, answered
 from .requests import Unit
-from .worker import RowWriter, said
+from .worker import RowWriter
 
 __all__ = ["Extracting", "document_row", "earlier_rows", "extract_rows"]
 
@@ -90,18 +89,15 @@ def document_row(extractor: Extractor, pages: Pages, name: str) -> Row:
         ``file`` and ``values``, or ``file`` and ``error``; with ``notes`` if there is something
         that a person should know of it.
     """
-    notes = []
-    try:
-        if pages.left_out:
-            notes.append(pages.left_out)
+
+    def make() -> Row:
+        notes = [pages.left_out] if pages.left_out else []
         found = extractor(pages)
-    except (ConfigError, torch.AcceleratorError):
-        raise  # would be the same for every document
-    except Exception as error:  # decoders raise every kind of error on damaged bytes
-        return {"file": name, "error": " ".join(said(error).split())}
-    notes += [f"nothing was read on {name} page {page}" for page in found.unread]
-    row: Row = {"file": name, "values": {key: asdict(own) for key, own in found.values.items()}}
-    return {**row, "notes": notes} if notes else row
+        notes += [f"nothing was read on {name} page {page}" for page in found.unread]
+        row: Row = {"values": {key: asdict(own) for key, own in found.values.items()}}
+        return {**row, "notes": notes} if notes else row
+
+    return own_row(name, make)
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,13 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
+import torch
+
+from ..errors import ConfigError, DataError
 from .requests import Unit
 
 FORMAT = 1
@@ -118,6 +120,26 @@ def read_parts(out: Path) -> Rows:
 def error_row(unit: Unit, error: str, **timings: Any) -> Row:
     """The row of a unit that has no answer; ``error`` becomes one line."""
     return {**_head(unit), "error": " ".join(error.split()) or "unknown error", **timings}
+
+
+def said(error: Exception) -> str:
+    """What an error row says."""
+    text = str(error).strip()
+    return text if isinstance(error, DataError) and text else f"{type(error).__name__}: {text}"
+
+
+def own_row(file: str, make: Callable[[], Row]) -> Row:
+    """The row of a document: ``file`` and what ``make`` gives, or ``file`` and ``error``.
+
+    A document that cannot be read costs its own row; what would be the same for every document is
+    raised.
+    """
+    try:
+        return {"file": file, **make()}
+    except (ConfigError, torch.AcceleratorError):
+        raise
+    except Exception as error:  # decoders raise every kind of error on damaged bytes
+        return {"file": file, "error": " ".join(said(error).split())}
 
 
 def answer_row(unit: Unit, answer: str, **details: Any) -> Row:

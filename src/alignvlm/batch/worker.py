@@ -14,7 +14,7 @@ import torch
 from ..errors import DataError
 from ..inference.answerers import Answerer, ModelAnswerer, Query
 from ..inference.ask import load_model
-from .parts import Row, answer_row, as_lines, error_row, part_name, write_whole
+from .parts import Row, answer_row, as_lines, error_row, part_name, said, write_whole
 from .requests import Asking, Unit, load_unit
 
 DEATHS = 2
@@ -177,9 +177,3 @@ class Worker(RowWriter):
 
 def _ms(start: float) -> float:
     return round((time.perf_counter() - start) * 1000, 1)
-
-
-def said(error: Exception) -> str:
-    """What an error row says."""
-    text = str(error).strip()
-    return text if isinstance(error, DataError) and text else f"{type(error).__name__}: {text}"

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -29,6 +27,7 @@ from .options import (
     emit,
     note,
 )
+from .progress import lines_bar
 
 if TYPE_CHECKING:
     from ..documents.page_images import PageImage, Pages
@@ -128,28 +127,6 @@ class _Place(NamedTuple):
     page: int
 
 
-@contextmanager
-def _shown_progress(model: Any) -> Iterator[None]:
-    """A bar of the lines read, on a terminal's stderr."""
-    from tqdm import tqdm
-
-    vision = model.model.vision_model
-    if not (hasattr(vision, "progress") and sys.stderr.isatty()):
-        yield
-        return
-    with tqdm(desc="reading", unit="line", file=sys.stderr, leave=False) as bar:
-
-        def show(done: int, lines: int) -> None:
-            bar.total, bar.n = lines, done
-            bar.refresh()
-
-        vision.progress = show
-        try:
-            yield
-        finally:
-            vision.progress = None
-
-
 class _Asker:
     """A loaded model, what is asked, and how its answers are shown."""
 
@@ -178,13 +155,19 @@ class _Asker:
     def _no_vocabulary(self) -> str:
         return f"this model's is {self.model.config.connector.type!r}, which has no P_vocab"
 
+    def _progress(self) -> AbstractContextManager[None]:
+        vision = self.model.model.vision_model
+        if not hasattr(vision, "progress"):
+            return nullcontext()
+        return lines_bar(partial(setattr, vision, "progress"))
+
     def ask(self, pages: list[PageImage]) -> tuple[Answer, list[_Place], list[Citation]]:
         from ..inference.ask import ask, encode_pages
         from ..inference.cite import cite, read_pages
 
         images = [page.image for page in pages]
         places = [_Place(page.file, page.page) for page in pages]
-        with _shown_progress(self.model):
+        with self._progress():
             encoded = encode_pages(self.model, self.processor, images)
         for place, read in zip(places, encoded.pages or []):
             if not len(read):

@@ -22,11 +22,12 @@ from .evaluation import eval_app
 from .extraction import extract
 from .info import info, inspect
 from .models import compose, convert, prune, pull
+from .reading import read
 from .scaling import batch, plan
 from .serving import demo, serve
 
 VERBS = (
-    *(pull, info, ask, extract, inspect, embed, demo, serve, batch),
+    *(pull, info, ask, read, extract, inspect, embed, demo, serve, batch),
     *(train, finetune, merge, compose, prune, convert, plan),
 )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -35,6 +34,7 @@ from .options import (
     number,
     shows_progress,
 )
+from .resuming import go_on, json_rows, weights_of
 
 if TYPE_CHECKING:
     from ..batch.documents import Extracting
@@ -177,13 +177,6 @@ def _format(given: str | None, out: Path | None, as_json: bool) -> str:
     return form
 
 
-def _weights(model: str) -> dict[str, str]:
-    from ..files import file_sha256
-    from ..weights.resolve import resolve
-
-    return {f.name: file_sha256(f) for f in sorted(resolve(model).glob("*.safetensors"))}
-
-
 def _shown(files: list[str], shown: bool) -> Iterator[str]:
     from tqdm import tqdm
 
@@ -219,12 +212,16 @@ class _Table:
         spelling = settings.pop("spelling")
         del settings["schema"]
         asked = {
-            "model": _weights(model),
+            "model": weights_of(model),
             "fields": [asdict(one) for one in self.questions],
             **spelling,
             **settings,
         }
-        done = _go_on(self.out, self.form, asked)
+        if not go_on(self.out, {**asked, "format": self.form}, "extract"):
+            return files
+        with open(self.out, encoding="utf-8", newline="") as file:
+            rows = json_rows(file) if self.form == "jsonl" else csv.DictReader(file)
+            done = {row["file"] for row in rows}
         return [file for file in files if file not in done]
 
     def collected(self, files: list[str]) -> dict[str, Row]:
@@ -253,47 +250,6 @@ class _Table:
                 file.flush()
 
             yield write
-
-
-def _go_on(out: Path, form: str, asked: Row) -> set[str]:
-    """The documents that ``out`` has rows of.
-
-    Raises:
-        DataError: it is another's file, or other fields were asked for.
-    """
-    from ..documents.opening import read_json
-    from ..files import write_text
-    from ..inference.extract import asked_path
-
-    beside = asked_path(out)
-    asked = json.loads(json.dumps({**asked, "format": form}))
-    if not out.exists():
-        write_text(beside, json.dumps(asked, ensure_ascii=False, indent=1) + "\n")
-        return set()
-    if not beside.exists():
-        raise DataError(f"{out}: not written by extract ({beside.name} is missing): name another")
-    before = read_json(beside)
-    changed = [
-        key for key in asked if not isinstance(before, dict) or before.get(key) != asked[key]
-    ]
-    if changed:
-        raise DataError(
-            f"{out}: its rows were written with other {changed[0].replace('_', ' ')}; name another "
-            "--out, or remove it to start anew"
-        )
-    _drop_torn_line(out)
-    with open(out, encoding="utf-8", newline="") as file:
-        if form == "jsonl":
-            return {json.loads(line)["file"] for line in file if line.strip()}
-        return {row["file"] for row in csv.DictReader(file)}
-
-
-def _drop_torn_line(path: Path) -> None:
-    """An interrupted run may have left a line without its end."""
-    data = path.read_bytes()
-    end = data.rfind(b"\n") + 1
-    if end < len(data):
-        os.truncate(path, end)
 
 
 def _columns(names: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -22,6 +24,7 @@ from ..connectors.configs import ConnectorConfigBase, connector_config
 from ..errors import ConfigError, WeightsError
 from ..model.config import AlignVLMConfig
 from ..model.generation import AlignVLMForConditionalGeneration
+from ..processing.image_processor import AlignVLMImageProcessor
 from ..processing.processor import AlignVLMProcessor, reserved_image_token, space_token_id
 from ..reader import ReaderConfig, ReaderModel
 from ..weights.folder import loaded
@@ -30,6 +33,9 @@ from ..weights.resolve import resolve
 READER_CONNECTOR = {"type": "align", "init": "keys", "gamma": 3.0}
 """ALIGN for an encoder that reads, unless another connector is asked for."""
 READER_TILING = {"max_tiles": 256}
+ENCODER = "model.vision_model."
+"""Prefix of the page encoder's weights in a whole model's folder."""
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
 def load_tokenizer(text: str | Path) -> Any:
@@ -67,6 +73,33 @@ def load_pretrained(
         line = (str(error).strip().splitlines() or [repr(error)])[0]
         raise WeightsError(f"{folder}: its processor does not work: {line}") from None
     return model, processor
+
+
+def load_reader(folder: Path, dtype: torch.dtype) -> tuple[ReaderModel, AlignVLMImageProcessor]:
+    """The page encoder of a saved model, and what cuts its pages; the connector and the language
+    model are not loaded. The folder may also hold such an encoder alone.
+
+    Raises:
+        ConfigError: its encoder is of a kind that does not read.
+        WeightsError: corrupt or missing files.
+    """
+    config = vision_config(folder)
+    if not isinstance(config, ReaderConfig):
+        raise ConfigError(
+            f"{folder}: its page encoder is {config.model_type!r}, which does not read lines; name "
+            "reader, smol, or a model that was composed with --vision reader"
+        )
+    names = {"^" + re.escape(ENCODER): ""}
+    model, found = _loaded(
+        AutoModel, folder, config=config, dtype=dtype, key_mapping=names, output_loading_info=True
+    )
+    if found["missing_keys"]:
+        raise WeightsError(f"{folder}: it has no weights for {min(found['missing_keys'])}")
+    if any((folder / name).is_file() for name in PROCESSOR_FILES):
+        return model, _loaded(AutoImageProcessor, folder)
+    height, width = config.image_size
+    size = {"height": height, "width": width}
+    return model, AlignVLMImageProcessor(size=size, enlarge=False, **READER_TILING)
 
 
 def vision_config(vision: str | Path | dict[str, Any] | PreTrainedConfig) -> PreTrainedConfig:

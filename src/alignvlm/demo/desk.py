@@ -16,13 +16,13 @@ from ..inference.cite import Citation, ReadPage, cite, uncited
 from ..inference.confidence import Calibration
 from ..inference.extract import Extractor, FieldValue
 from ..inference.noise import Noise
+from ..inference.page_text import PageText, page_text
 from ..inference.prompt import together
 from ..inference.stopping import stoppable
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor
 from ..vocabulary.usage import pruned_to
 from .overlay import NOISE_SEED, NOISE_STEPS, compare, halvings, payload
-from .page_text import PageText, page_text
 from .shelf import OpenDocument
 from .turns import Watch
 

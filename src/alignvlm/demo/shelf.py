@@ -12,8 +12,8 @@ from typing import Any
 from ..documents.opening import open_document
 from ..errors import DataError
 from ..inference.extract import FieldValue
+from ..inference.page_text import PageText
 from .overlay import PageView
-from .page_text import PageText
 
 MAX_PIXELS = 40_000_000
 MAX_HELD = 300_000_000

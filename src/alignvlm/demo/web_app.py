@@ -24,10 +24,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import AlignVLMError, DataError, describe_validation_error
 from ..inference.extract import FieldValue
+from ..inference.markdown import as_markdown
+from ..inference.page_text import as_json, as_text
 from .desk import Desk
+from .field_rows import as_csv
 from .gallery import gallery, gallery_folder
 from .overlay import jpeg
-from .page_text import as_csv, as_json, as_markdown, as_text
 from .shelf import OpenDocument, Shelf
 from .turns import Event, Turns, Watch
 

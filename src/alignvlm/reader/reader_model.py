@@ -76,6 +76,8 @@ class ReaderModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _keys_to_ignore_on_load_missing = [r"speller$", "num_batches_tracked"]
+    _keys_to_ignore_on_load_unexpected = [r"^model\.(connector|language_model)\.", r"^lm_head\."]
+    """Of a whole model's folder the encoder alone may be loaded."""
 
     def __init__(self, config: ReaderConfig) -> None:
         super().__init__(config)

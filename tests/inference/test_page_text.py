@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from datetime import date
-from decimal import Decimal
 
 import pytest
 
-from alignvlm.demo.page_text import (
+from alignvlm.inference.inspect import CellReading, PageReading
+from alignvlm.inference.markdown import as_markdown
+from alignvlm.inference.page_text import (
     PageText,
     TextLine,
-    as_csv,
     as_json,
-    as_markdown,
     as_text,
     page_text,
 )
-from alignvlm.inference.extract import FieldValue
-from alignvlm.inference.inspect import CellReading, PageReading
 
 
 def line(text: str, top: float, high: float = 10) -> TextLine:
@@ -58,20 +52,6 @@ def test_json_has_each_line_with_its_box(page):
     told = json.loads(as_json("a.png", [page]))
     assert told["file"] == "a.png"
     assert told["pages"][0]["lines"][0] == {"text": "Novak Deli", "box": [5, 0, 90, 20]}
-
-
-def test_csv_is_a_row_a_field():
-    fields = {
-        "issued": FieldValue(date(2009, 2, 12), "12-Feb-2009", 1, [(1, 2, 3, 4)], 0.61),
-        "total": FieldValue(Decimal("3.50"), "$3.50", 2, [(1, 2, 3, 4), (5, 6, 7, 8)], 0.99),
-        "due": FieldValue(None, "03/04/2018", 1, [(1, 2, 3, 4)], 0.5, "two readings"),
-        "tax, in all": FieldValue(),
-    }
-    rows = list(csv.DictReader(io.StringIO(as_csv(fields))))
-    assert [row["field"] for row in rows] == list(fields)
-    assert [row["value"] for row in rows] == ["2009-02-12", "3.50", "", ""]
-    assert rows[1]["boxes"] == "1.0 2.0 3.0 4.0; 5.0 6.0 7.0 8.0"
-    assert rows[2]["note"] == "two readings" and rows[3]["page"] == ""
 
 
 def test_lines_have_the_boxes_of_their_tokens_within_the_page(tokenizer):

@@ -1,0 +1,1 @@
+"""Parts of other programs: what their own plug-in interfaces ask for."""
