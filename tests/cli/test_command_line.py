@@ -51,8 +51,8 @@ prune MODEL [PAGES]... --data --dpi --json --keep --max-new-tokens --max-questio
 pull REFERENCE --json
 serve MODEL --allow-no-key --allow-urls --api-key --host --json --max-body-mib --max-images
     --max-new-tokens --max-pixels --name --port --queue --timeout
-train RECIPE --dry-run --json --no-dry-run --no-overwrite --no-resume --out --overwrite --resume
-    --set
+train RECIPE --check-data --dry-run --json --no-dry-run --no-overwrite --no-resume --out --overwrite
+    --resume --set
 """
 
 
@@ -234,5 +234,6 @@ def test_json_lines_have_the_documented_keys(command, tiny_model_dir, make_image
     embedded = keys("embed", tiny_model_dir, page, "--out", "x.pt")
     assert [embedded - {"out"}] == documented("embed")
     assert keys("train", "tiny", "--dry-run") == documented("train")[1]
+    assert keys("train", "tiny", "--check-data") == documented("train")[2]
     assert [keys("plan", "tiny")] == documented("plan")
     assert [keys("data", "show", "tiny", "--model", tiny_model_dir)] == documented("data show")

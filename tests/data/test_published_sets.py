@@ -1,0 +1,150 @@
+"""Published data sets load as they lie on the hub: by number, and as a stream."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+datasets = pytest.importorskip("datasets")
+
+from tests.data.replicas import BIGDOCS, ROWS, make_replicas  # noqa: E402
+
+from alignvlm.data.hub.catalogue import PUBLISHED, published  # noqa: E402
+from alignvlm.data.hub_source import HubSource, HubStream  # noqa: E402
+from alignvlm.data.records import load_images  # noqa: E402
+from alignvlm.errors import DataError  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def replicas(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    datasets.disable_progress_bars()
+    return make_replicas(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def _places(replicas: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("ALIGNVLM_DATA", str(replicas))
+    monkeypatch.setenv("ALIGNVLM_HOME", str(tmp_path / "home"))
+
+
+SETS: list[tuple[str, dict[str, Any]]] = [
+    *[
+        (BIGDOCS, {"config": config})
+        for config in ("ArxivOCR", "ArxivTableCap", "Open4Business", "TabFact", "WikiTQ", "cord-v2")
+    ],
+    (BIGDOCS, {"config": "COCOtext", "images": "train2014.zip"}),
+    (BIGDOCS, {"config": "TextOCR", "images": "train_val_images.zip"}),
+    (BIGDOCS, {"config": "pubtables-1m", "images": "bsmock/pubtables-1m"}),
+    ("ServiceNow/BigDocs-Bench", {"config": "GUI-VQA"}),
+    ("mPLUG/DocDownstream-1.0", {}),
+    ("pixparse/cc12m-wds", {}),
+    ("liuhaotian/LLaVA-Pretrain", {}),
+    ("lmms-lab/LLaVA-NeXT-Data", {}),
+    ("MAmmoTH-VL/MAmmoTH-VL-Instruct-12M", {}),
+    ("HuggingFaceM4/FineVision", {"config": "docvqa"}),
+    ("HuggingFaceM4/Docmatix", {"config": "images"}),
+    ("HuggingFaceM4/Docmatix", {"config": "pdf"}),
+]
+TEXT_ONLY = ("lmms-lab/LLaVA-NeXT-Data", "MAmmoTH-VL/MAmmoTH-VL-Instruct-12M")
+"""Their last row has no image."""
+
+
+def seen(record: Any, reference: str) -> tuple[str, str | None, list[int]]:
+    """Question, answer, and by the images' width which row they are of."""
+    question = "q" + record.answer[1:] if reference == "pixparse/cc12m-wds" else record.question
+    scale = 2 if any("pdf" in str(value) for value in (record.id,)) else 1
+    return question, record.answer, [image.width // scale - 20 for image in load_images(record)]
+
+
+def right(reference: str) -> list[tuple[str, str, list[int]]]:
+    last = ROWS - 1
+    return [
+        (f"q{i}", f"a{i}", [] if i == last and reference in TEXT_ONLY else [i]) for i in range(ROWS)
+    ]
+
+
+@pytest.mark.parametrize(("reference", "options"), SETS)
+def test_by_number(reference: str, options: dict[str, Any]) -> None:
+    source = HubSource(reference, **options)
+    assert [seen(source[i], reference) for i in range(len(source))] == right(reference)
+    assert source[1].source in (published(reference).id.split("/")[1], "docvqa")
+
+
+@pytest.mark.parametrize(("reference", "options"), SETS)
+def test_as_a_stream(reference: str, options: dict[str, Any], tmp_path: Path) -> None:
+    stream = HubStream(reference, **options)
+    found = [seen(record, reference) for record in stream]
+    assert sorted(found) == right(reference)
+    assert not (tmp_path / "home").exists()
+
+
+def test_every_set_of_the_catalogue_has_a_replica(replicas: Path) -> None:
+    assert {reference for reference, _ in SETS} == {one.id for one in PUBLISHED}
+    for one in PUBLISHED:
+        assert (replicas / one.id).is_dir()
+        assert published(str(replicas / one.id)) == one
+        cache = f"/c/datasets--{one.id.replace('/', '--')}/snapshots/0123"
+        assert published(cache) == one
+    assert published("some/where") is None
+
+
+def test_several_images_and_mixed_columns() -> None:
+    options = {"data_files": ["mammoth_ov_2M.json"]}
+    source = HubSource("MAmmoTH-VL/MAmmoTH-VL-Instruct-12M", **options)
+    assert [record.id for record in (source[0], source[1])] == ["7", "m4"]
+    assert [image.width for image in load_images(source[0])] == [20, 21]
+    stream = HubStream("MAmmoTH-VL/MAmmoTH-VL-Instruct-12M", **options)
+    assert sorted(len(record.images) for record in stream) == [1, 2]
+
+
+def test_what_is_unpacked_already_is_not_again(replicas: Path, tmp_path: Path) -> None:
+    reference = "mPLUG/DocDownstream-1.0"
+    HubSource(reference)
+    (kept,) = (tmp_path / "home" / "data").glob("mPLUG--DocDownstream-1.0-????????????")
+    before = kept.stat().st_mtime_ns
+    assert HubSource(reference)[0].images == [str(kept / "imgs/DocVQA/pngs/0.png")]
+    assert kept.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("reference", "options", "message"),
+    [
+        (BIGDOCS, {}, r"needs a configuration, config: NAME; it has ArxivOCR, "),
+        (BIGDOCS, {"config": "arxivocr"}, r"no configuration 'arxivocr' \(did you mean 'ArxivOCR'"),
+        (BIGDOCS, {"config": "COCOtext"}, r"come from train2014.zip of COCO .*; images: FOLDER"),
+        (
+            BIGDOCS,
+            {"config": "COCOtext", "images": "no.zip"},
+            r"no\.zip: no such folder or archive",
+        ),
+        ("ServiceNow/BigDocs-Bench", {}, r"config: .*it has Chart2MD, GUI-VQA, Image2SVG"),
+        ("ServiceNow/BigDocs-Bench", {"config": "GUI-VQ"}, r"did you mean 'GUI-VQA'\?\); it has C"),
+        ("HuggingFaceM4/FineVision", {"config": "docvq"}, r"'docvq' \(did you mean 'docvqa'\?\)"),
+        ("mPLUG/DocDownstream-1.0", {"split": "test"}, r"no such split; it has train, val"),
+        (
+            "MAmmoTH-VL/MAmmoTH-VL-Instruct-12M",
+            {"data_files": ["mammoth_si.json"]},
+            r"no file mammoth_si\.json .*; it has mammoth_ov_2M\.json, mammoth_si_10M\.json",
+        ),
+        ("nobody/nothing", {}, r"nothing: not on this machine, .*hf download nobody/nothing"),
+        ("./nothing", {}, r"no such file or folder, nor a hub id"),
+    ],
+)
+def test_one_line_says_what_is_right(reference: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        next(iter(HubStream(reference, **options)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_set_that_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ALIGNVLM_DATA")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    for kind in (HubSource, HubStream):
+        with pytest.raises(DataError, match=r"not on this machine \(574,268 training rows"):
+            kind("mPLUG/DocDownstream-1.0")
+    monkeypatch.setenv("ALIGNVLM_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match=r"ALIGNVLM_DATA=.*nowhere: no such folder"):
+        HubSource("mPLUG/DocDownstream-1.0")
