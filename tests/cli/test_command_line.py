@@ -236,4 +236,7 @@ def test_json_lines_have_the_documented_keys(command, tiny_model_dir, make_image
     assert keys("train", "tiny", "--dry-run") == documented("train")[1]
     assert keys("train", "tiny", "--check-data") == documented("train")[2]
     assert [keys("plan", "tiny")] == documented("plan")
-    assert [keys("data", "show", "tiny", "--model", tiny_model_dir)] == documented("data show")
+    assert [
+        keys("data", "show", "tiny", "--model", tiny_model_dir),
+        keys("data", "show", "mPLUG/DocDownstream-1.0"),
+    ] == documented("data show")

@@ -148,3 +148,36 @@ def test_a_set_that_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("ALIGNVLM_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match=r"ALIGNVLM_DATA=.*nowhere: no such folder"):
         HubSource("mPLUG/DocDownstream-1.0")
+
+
+def test_show_says_licence_and_size(command: Any, replicas: Path) -> None:
+    done = command("data", "show", "mPLUG/DocDownstream-1.0")
+    assert (done.code, done.err) == (0, "")
+    for words in (
+        "licence        Apache-2.0",
+        "574,268 training rows",
+        "partial-imgs*",
+        str(replicas),
+    ):
+        assert words in done.out
+    assert "of TextOCR from train_val_images.zip" in command("data", "show", BIGDOCS).out
+    bench = command("data", "show", "ServiceNow/BigDocs-Bench").out
+    assert "configurations Chart2MD, GUI-VQA, Image2SVG" in bench
+
+
+@pytest.mark.parametrize("one", PUBLISHED, ids=lambda one: one.id)
+def test_every_set_is_described_without_a_copy(
+    command: Any, one: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ALIGNVLM_DATA")
+    done = command("data", "show", one.id)
+    assert (done.code, done.err) == (0, "")
+    assert f"here           no; `hf download {one.id}" in done.out
+    assert one.licence in done.out and one.size in done.out
+
+
+def test_columns_of_llava_are_known_by_name(replicas: Path) -> None:
+    """Any set of that form, also one that is in no catalogue."""
+    folder = replicas / "lmms-lab" / "LLaVA-NeXT-Data" / "data"
+    file = folder / "train-00000-of-00001.parquet"
+    assert HubSource(str(file))[1].question == "q1"

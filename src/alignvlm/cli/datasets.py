@@ -85,7 +85,10 @@ def data_from_scans(
 
 @data_app.command("show")
 def data_show(
-    recipe: Annotated[str, typer.Argument(help="a recipe, or a JSONL file of records")],
+    recipe: Annotated[
+        str,
+        typer.Argument(help="a recipe, a JSON or JSONL file of records, or a published set's id"),
+    ],
     model: Annotated[
         str | None, typer.Option(help="model whose processor encodes; default: the recipe's")
     ] = None,
@@ -95,7 +98,19 @@ def data_show(
     set_: Sets = None,
     json_: Json = False,
 ) -> None:
-    """Print one sample as the model gets it: ids, label mask, page, and grounded targets."""
+    """Print one sample as the model gets it: ids, label mask, page, and grounded targets.
+
+    Of a published data set: its licence, size, configurations and columns.
+    """
+    from ..data.hub.catalogue import published
+
+    known = published(recipe)
+    if known is not None and not Path(recipe).is_file():
+        from ..data.hub.description import describe
+
+        described = describe(known, recipe)
+        emit(json_, described.to_dict(), described.to_text())
+        return
     from ..train.show import show
 
     shown = show(recipe, model=model, stage=stage, index=index, overrides=set_)

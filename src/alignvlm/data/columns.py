@@ -24,6 +24,8 @@ ROLES = (
     "words", "source",
 )  # fmt: skip
 PICTURES = ("image", "images", "pdf")
+CHAT_NAMES = {"messages": "conversations", "turns": "texts"}
+"""What other people call their conversations."""
 PDF_DPI = 144
 Find = Callable[[str], Any]
 """Gives the file, or ``{"bytes"}``, of the picture that a row names; raises DataError."""
@@ -48,6 +50,8 @@ def column_map(
     """
     if columns is None:
         columns = {key: key for key in ROLES if present is None or key in present}
+        if "messages" not in columns:
+            columns |= {role: name for role, name in CHAT_NAMES.items() if name in (present or ())}
     kept = {}
     for key, column in columns.items():
         if key not in ROLES:

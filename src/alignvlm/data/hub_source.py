@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, nearest
+from ..errors import DataError
 from .columns import Find, column_map, image_paths, row_to_object
 from .hub.archives import archives_in
 from .hub.catalogue import published
@@ -74,12 +74,8 @@ class HubSet:
     ) -> TableName:
         known = self.known
         name = table_name(self.reference, split, config, data_files, known)
-        if known is not None and known.configs and config not in known.configs:
-            listed = f"it has {', '.join(known.configs)}"
-            if config is None:
-                raise DataError(f"{name.where}: needs a configuration, config: NAME; {listed}")
-            hint = nearest(config, known.configs)
-            raise DataError(f"{name.where}: no configuration {config!r}{hint}; {listed}")
+        if known is not None and known.configs and not name.is_one_table:
+            name.require_config(known.configs)
         if name.place is None and known is not None and known.archives:
             place = fetched(known, name.files, download=download)
             name = replace(name, place=place)

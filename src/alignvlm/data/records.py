@@ -171,7 +171,7 @@ def _full_form(obj: Mapping[str, Any], where: str) -> dict[str, Any]:
     known = SHORT_KEYS if short else FULL_KEYS
     for key in obj:
         if key not in known:
-            hint = nearest(key, known)
+            hint = nearest(key, (*known, "conversations"))
             raise DataError(f"{where}: unknown key {key!r}{hint}; known: {', '.join(known)}")
     required = ("image", "question") if short else ("images", "messages")
     for key in required:

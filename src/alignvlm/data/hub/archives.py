@@ -10,9 +10,11 @@ import io
 import shutil
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
 
 from filelock import FileLock
@@ -76,14 +78,27 @@ def members(parts: Sequence[Path]) -> Iterator[tuple[str, IO[bytes]]]:
     Raises:
         DataError: damaged, a member that leads out of it, or a link; names the archive.
     """
-    where = parts[0]
+    with reading(parts[0]):
+        yield from _zip(parts[0]) if zipfile.is_zipfile(parts[0]) else _tar(parts)
+
+
+@contextmanager
+def reading(archive: Path) -> Iterator[None]:
+    """What Python's readers of archives raise as one line.
+
+    Raises:
+        DataError: the archive is damaged.
+        OSError: the disk's own errors.
+    """
     try:
-        yield from _zip(where) if zipfile.is_zipfile(where) else _tar(parts)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, RuntimeError) as error:
+        yield
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{where}: the archive is damaged or incomplete: {reason}") from error
+        raise DataError(f"{archive}: the archive is damaged or incomplete: {reason}") from error
+    except RuntimeError as error:  # zipfile's, of an encrypted member
+        raise DataError(f"{archive}: {error}") from error
 
 
 def _zip(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
@@ -114,7 +129,7 @@ def inside(name: str, where: Path) -> str:
         DataError: it is absolute or leads out of its folder.
     """
     path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[:1]:
+    if path.is_absolute() or ".." in path.parts or PureWindowsPath(name).drive:
         raise DataError(f"{where}: {name!r} leads out of it, refused")
     return str(path)
 
@@ -145,7 +160,7 @@ def _unpack(parts: Sequence[Path], folder: Path) -> None:
     for name, file in members(parts):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as copy:
+        with open(path, "wb") as copy, reading(parts[0]):
             shutil.copyfileobj(file, copy)
 
 

@@ -157,8 +157,9 @@ def published(reference: str) -> PublishedSet | None:
     """The set that a hub id means, or a folder that holds a copy of it; ``None`` if it is no known
     one. A copy is a folder whose path ends in the id, or in its name, also in the hub's cache."""
     path = Path(reference)
-    names = {reference, "/".join(path.parts[-2:]), path.name}
-    names |= {part.removeprefix("datasets--").replace("--", "/") for part in path.parts}
+    names = [reference, "/".join(path.parts[-2:]), path.name]
+    if path.parent.name == "snapshots":  # of the hub's cache
+        names.append(path.parent.parent.name.removeprefix("datasets--").replace("--", "/"))
     for one in PUBLISHED:
         if one.id in names or one.id.split("/")[1] in names:
             return one

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...documents.pictures import PICTURE_SUFFIXES
 from ...errors import DataError
-from .archives import archives_in, inside, is_archive, members, unpacked
+from .archives import archives_in, inside, is_archive, members, reading, unpacked
 
 WINDOW = 100_000
 """Rows that wait at once for their images, where these come in the order of an archive."""
@@ -150,7 +150,8 @@ def _arriving(
     for parts in files.archives:
         for name, file in members(parts):
             rows = wanted.pop(_member_key(name, wanted, files), [])
-            content = {"bytes": file.read(), "path": None} if rows else None
+            with reading(parts[0]):
+                content = {"bytes": file.read(), "path": None} if rows else None
             for number, path in rows:
                 waiting[number][path] = content
                 if all(waiting[number].values()):

@@ -47,6 +47,24 @@ class TableName:
         return f"{self.reference}{config}[{self.split}]"
 
     @property
+    def is_one_table(self) -> bool:
+        """Whether its copy is a file, or a folder of ``save_to_disk``: no configurations."""
+        return self.place is not None and (self.place.is_file() or is_saved(self.place))
+
+    def require_config(self, configs: Sequence[str]) -> None:
+        """Refuse a configuration that is missing, or none of ``configs``; names these.
+
+        Raises:
+            DataError: it is refused.
+        """
+        listed = f"it has {', '.join(configs)}" if configs else "see its page"
+        if self.config is None:
+            raise DataError(f"{self.where}: needs a configuration, config: NAME; {listed}")
+        if self.config not in configs:
+            hint = nearest(self.config, configs)
+            raise DataError(f"{self.where}: no configuration {self.config!r}{hint}; {listed}")
+
+    @property
     def files(self) -> list[str]:
         """Names or globs of the files with the rows; empty: ``datasets`` finds them.
 
@@ -144,7 +162,7 @@ def _load(name: TableName, *, streaming: bool) -> Any:
     try:
         if place is not None and place.is_file():
             return _one_file(name, place, streaming)
-        if place is not None and _is_saved(place):
+        if place is not None and is_saved(place):
             return _saved(name, place, streaming)
         data_files = {name.split: name.files} if name.files else None
         if place is not None and data_files:
@@ -179,7 +197,8 @@ def _one_file(name: TableName, place: Path, streaming: bool) -> Any:
     )
 
 
-def _is_saved(place: Path) -> bool:
+def is_saved(place: Path) -> bool:
+    """Whether a folder is one of ``save_to_disk``."""
     return any((place / file).exists() for file in ("state.json", "dataset_dict.json"))
 
 
@@ -208,18 +227,14 @@ def _explain(name: TableName, error: Exception) -> str:
     """One line for what ``datasets`` raised; a wrong configuration is told the right ones."""
     text = " ".join(str(error).split())
     if "Config name is missing" in text or "BuilderConfig" in text:
-        configs = _configs(name)
-        listed = f"it has {', '.join(configs)}" if configs else "see its page"
-        if name.config is None:
-            return f"{name.where}: needs a configuration; set config: to one of these: {listed}"
-        hint = nearest(name.config, configs)
-        return f"{name.where}: no configuration {name.config!r}{hint}; {listed}"
+        name.require_config(configurations(name))
     if "all the data_files are invalid" in text:
         return f"{name.where}: the files of this configuration are not there"
     return f"{name.where}: {type(error).__name__}: {text}"
 
 
-def _configs(name: TableName) -> Sequence[str]:
+def configurations(name: TableName) -> Sequence[str]:
+    """Configurations of a set; none where they cannot be found out."""
     import datasets
 
     try:
