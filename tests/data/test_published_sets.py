@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 datasets = pytest.importorskip("datasets")
 
 from tests.data.replicas import BIGDOCS, ROWS, make_replicas  # noqa: E402
 
+from alignvlm.data.hub.archives import Parts  # noqa: E402
 from alignvlm.data.hub.catalogue import PUBLISHED, published  # noqa: E402
 from alignvlm.data.hub_source import HubSource, HubStream  # noqa: E402
 from alignvlm.data.records import load_images  # noqa: E402
@@ -107,6 +110,33 @@ def test_what_is_unpacked_already_is_not_again(replicas: Path, tmp_path: Path) -
     before = kept.stat().st_mtime_ns
     assert HubSource(reference)[0].images == [str(kept / "imgs/DocVQA/pngs/0.png")]
     assert kept.stat().st_mtime_ns == before
+
+
+def test_what_was_unpacked_by_hand_is_not_unpacked_again(tmp_path: Path) -> None:
+    make_replicas(tmp_path, "mPLUG/DocDownstream-1.0")
+    folder = tmp_path / "mPLUG" / "DocDownstream-1.0"
+    with Parts(sorted(folder.glob("partial-imgs*"))) as parts:
+        (folder / "imgs.tar.gz").write_bytes(parts.readall() or b"")
+    subprocess.run(["tar", "-xzf", "imgs.tar.gz"], cwd=folder, check=True)
+    source = HubSource(folder)
+    assert source[0].images == [str(folder / "imgs/DocVQA/pngs/0.png")]
+    (folder / "imgs/DocVQA/pngs/1.png").unlink()
+    with pytest.raises(DataError, match=r"\[train\]:1: no image imgs/DocVQA/pngs/1\.png below"):
+        source[1]
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("reference", ["mPLUG/DocDownstream-1.0", "lmms-lab/LLaVA-NeXT-Data"])
+def test_an_image_is_opened_once(reference: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, opened, original = HubSource(reference), [], Image.open
+
+    def count(*args: Any, **keys: Any) -> Any:
+        opened.append(args)
+        return original(*args, **keys)
+
+    monkeypatch.setattr(Image, "open", count)
+    load_images(source[0])
+    assert len(opened) == 1
 
 
 @pytest.mark.parametrize(

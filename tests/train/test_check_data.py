@@ -10,10 +10,10 @@ import pytest
 
 datasets = pytest.importorskip("datasets")
 
-from tests.data.replicas import make_replicas  # noqa: E402
+from tests.data.replicas import BIGDOCS, make_replicas  # noqa: E402
 
 from alignvlm.train.check_data import check_data  # noqa: E402
-from alignvlm.train.recipe import load_recipe  # noqa: E402
+from alignvlm.train.recipe import load_recipe, parse_recipe  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def test_a_line_for_each_source_that_is_not_there(command: Any, tmp_path: Path) 
     assert done.err == "error: 10 of 11 sources of paper/llama-3.2-1b cannot be read\n"
     lines = done.out.splitlines()
     assert len(lines) == 3 + 11
-    assert sum("  not there  " in line for line in lines) == 10
+    assert sum("  cannot read  " in line for line in lines) == 10
     wanted = (
         "hf download pixparse/cc12m-wds --repo-type dataset --local-dir DATA/pixparse/cc12m-wds"
     )
@@ -64,7 +64,7 @@ def test_other_kinds_of_sources(tmp_path: Path, write_records: Any) -> None:
     found = check_data(recipe)
     first, second, *rendered = found.sources
     assert (first.records, first.error) == (1, None)
-    assert second.error == "no.jsonl: no such file"
+    assert second.error == "no such file"
     assert found.missing == 1
     assert {one.records for one in rendered} == {3}
     assert rendered[0].source.startswith("render ")
@@ -78,3 +78,39 @@ def write_records(make_image: Any) -> Any:
         path.write_text(json.dumps(row) + "\n", encoding="utf-8")
 
     return write
+
+
+def test_a_model_trains_on_three_layouts(tiny_lm_dir: Path, tmp_path: Path) -> None:
+    """By number, with workers, and with what has to be unpacked."""
+    from alignvlm.train.training import train
+
+    make_replicas(tmp_path / "data")
+    vision = {
+        "model_type": "convnext", "image_size": [28, 56], "patch_size": 7, "num_stages": 2,
+        "hidden_sizes": [16, 32], "depths": [1, 1],
+    }  # fmt: skip
+    sets = {
+        "alignment": [{"path": "pixparse/cc12m-wds", "limit": 3}],
+        "documents": [
+            {"path": BIGDOCS, "config": "ArxivOCR"},
+            {"path": BIGDOCS, "config": "COCOtext", "images": "train2014.zip"},
+        ],
+        "instruction": [{"path": "mPLUG/DocDownstream-1.0"}],
+    }
+    stages = [
+        {
+            "name": name, "epochs": 1, "batch_size": 2, "train": {"connector": 1e-3}, "workers": 2,
+            "log_steps": 1, "sources": [{"type": "hub", **one} for one in sources],
+        }
+        for name, sources in sets.items()
+    ]  # fmt: skip
+    model = {
+        "text": str(tiny_lm_dir), "vision": vision, "connector": {"type": "align"},
+        "tiling": {"tile_height": 28, "tile_width": 56, "max_tiles": 2},
+    }  # fmt: skip
+    recipe = parse_recipe({"name": "little", "model": model, "stages": stages})
+    lines: list[str] = []
+    out = train(recipe, tmp_path / "out", quiet=True, report=lines.append)
+    steps = [line.split(": ")[1] for line in lines if line.startswith("stage ")]
+    assert [said.split()[0] for said in steps] == ["2", "4", "2"], lines
+    assert len((out / "metrics.jsonl").read_text().splitlines()) >= 8

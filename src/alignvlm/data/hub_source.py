@@ -22,6 +22,9 @@ from .hub.rows import TableName, load_stream, load_table, table_name
 from .records import Record, validate_record
 from .source import check_index, named
 
+FIRST_ROWS = 1000
+"""Among which one has an image, if any has."""
+
 
 class HubSet:
     """Which rows of a data set are meant, and how one becomes a record.
@@ -165,9 +168,15 @@ class HubSource:
         self._columns = self.set.columns(self._data.column_names)
         self._files = self.set.image_files()
         self._find = None if self._files is None else self._path
-        if self._files is not None and self._files.archives and len(self):
-            for path in image_paths(self._data[0], self._columns)[:1]:
-                self._path(path)  # unpacks now, not in each worker
+        if self._files is not None and self._files.archives:
+            self._unpack()
+
+    def _unpack(self) -> None:
+        """Look for the first image now, and not in each worker."""
+        for index in range(min(len(self), FIRST_ROWS)):
+            for path in image_paths(self._data[index], self._columns):
+                self._path(path)
+                return
 
     def _path(self, path: str) -> str:
         assert self._files is not None

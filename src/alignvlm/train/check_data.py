@@ -42,10 +42,10 @@ class CheckedSource:
     def to_text(self) -> str:
         """One line."""
         if self.error is not None:
-            return f"  not there  {self.source}: {self.error}"
+            return f"  cannot read  {self.source}: {self.error}"
         sizes = ", ".join(f"{width}x{height}" for width, height in self.images[:4]) or "no image"
         said = f"{shortened(self.question)} -> {shortened(self.answer)}"
-        return f"  ok         {self.source}: {self.records} records; {sizes}: {said}"
+        return f"  ok           {self.source}: {self.records} records; {sizes}: {said}"
 
 
 @dataclass
@@ -103,8 +103,15 @@ def _checked(stage: str, spec: SourceSpec, seed: int) -> CheckedSource:
         if not found.records:
             found.error = "it has no rows"
     except AlignVLMError as error:
-        found.error = " ".join(str(error).split())
+        found.error = without_name(" ".join(str(error).split()), spec, found.source)
     return found
+
+
+def without_name(message: str, spec: SourceSpec, title: str) -> str:
+    """An error without the name of the source, which its line begins with."""
+    for name in (title, getattr(spec, "path", title)):
+        message = message.removeprefix(f"{name}: ")
+    return message
 
 
 def _records(spec: SourceSpec, seed: int) -> Iterable[Record]:

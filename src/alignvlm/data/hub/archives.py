@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -149,6 +150,7 @@ def unpacked(archives: Sequence[Sequence[Path]], name: str) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not target.is_dir():
+            print(f"{name}: unpacking {len(archives)} archives to {target}", file=sys.stderr)
             with replacing(target) as partial:
                 partial.mkdir()
                 for parts in archives:

@@ -40,21 +40,23 @@ class ImageFiles:
         self.name, self.roots, self.archives = name, list(roots), list(archives)
         self.folders, self.by_stem = tuple(folders), by_stem
         self._stems: dict[str, Path] | None = None
-        self._unpacked = False
+        self._packed = bool(self.archives)
 
     def find(self, path: str) -> Path:
-        """The file of a picture. Archives are unpacked the first time that one is needed.
+        """The file of a picture. Archives are unpacked if the first one is in no root: of a set
+        that was unpacked by hand, a missing picture does not unpack the rest again.
 
         Raises:
             DataError: no such picture, or a path that leads out of the set.
         """
         path = inside(path, self.roots[0] if self.roots else self.archives[0][0])
         found = self._look(path)
-        if found is None and self.archives and not self._unpacked:
+        if found is None and self._packed:
             target = unpacked(self.archives, self.name)
             self.roots += [target / folder for folder in self.folders]
-            self._unpacked, self._stems = True, None
+            self._stems = None
             found = self._look(path)
+        self._packed = False
         if found is None:
             raise DataError(f"no image {path} below {', '.join(map(str, self.roots))}")
         return found
@@ -67,11 +69,9 @@ class ImageFiles:
 
     def _by_stem(self) -> dict[str, Path]:
         if self._stems is None:
-            self._stems = {}
-            for root in self.roots:
-                for folder, _, names in os.walk(root):
-                    pictures = [Path(folder, n) for n in names if is_picture(n)]
-                    self._stems |= {path.stem: path for path in pictures}
+            walked = (found for root in self.roots for found in os.walk(root))
+            pictures = (Path(folder, n) for folder, _, names in walked for n in names)
+            self._stems = {path.stem: path for path in pictures if is_picture(path.name)}
         return self._stems
 
     def is_here(self, path: str) -> bool:

@@ -47,7 +47,7 @@ def is_hub_id(reference: str) -> bool:
 def how_to_get(reference: str) -> str:
     """The command that makes a copy of a set."""
     return (
-        f"`hf download {reference} --repo-type dataset --local-dir DATA/{reference}` and "
+        f"`hf download {reference} --repo-type dataset --local-dir DATA/{reference}`, and set "
         f"{DATA}=DATA"
     )
 
