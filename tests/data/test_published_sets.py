@@ -144,11 +144,11 @@ def test_an_image_is_opened_once(reference: str, monkeypatch: pytest.MonkeyPatch
     [
         (BIGDOCS, {}, r"needs a configuration, config: NAME; it has ArxivOCR, "),
         (BIGDOCS, {"config": "arxivocr"}, r"no configuration 'arxivocr' \(did you mean 'ArxivOCR'"),
-        (BIGDOCS, {"config": "COCOtext"}, r"come from train2014.zip of COCO .*; images: FOLDER"),
+        (BIGDOCS, {"config": "COCOtext"}, r"COCOtext: get train2014.zip of COCO .*images: FOLDER"),
         (
             BIGDOCS,
             {"config": "COCOtext", "images": "no.zip"},
-            r"no\.zip: no such folder or archive",
+            r"no no\.zip in this .*DATA: get train2014",
         ),
         ("ServiceNow/BigDocs-Bench", {}, r"config: .*it has Chart2MD, GUI-VQA, Image2SVG"),
         ("ServiceNow/BigDocs-Bench", {"config": "GUI-VQ"}, r"did you mean 'GUI-VQA'\?\); it has C"),

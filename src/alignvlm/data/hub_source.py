@@ -103,7 +103,12 @@ class HubSet:
             DataError: there is nothing where ``images`` leads.
         """
         if self.images is not None:
-            place = local_copy(self.images) or Path(self.images)
+            place = local_copy(self.images)
+            if place is None:
+                raise DataError(
+                    f"{self.table.where}: no {self.images} in this folder or $ALIGNVLM_DATA: "
+                    f"{self._origin()}"
+                )
             return images_at(place, f"{self.name}-images")
         place = self.table.place
         if place is None or not place.exists():
@@ -134,10 +139,15 @@ class HubSet:
         return named(record, self.name)
 
     def _no_image(self) -> str:
-        config = self.table.config or ""
-        origin = self.known.images_elsewhere.get(config) if self.known is not None else None
-        told = f"they come from {origin}" if origin else "its page says where they come from"
-        return f"the set has no images of {config or 'these rows'}: {told}; images: FOLDER"
+        config = self.table.config or "these rows"
+        return f"the set has no images of {config}: {self._origin()}, and name them, images: FOLDER"
+
+    def _origin(self) -> str:
+        """Where images that the set does not have come from."""
+        known, config = self.known, self.table.config or ""
+        if known is None or config not in known.images_elsewhere:
+            return "see the set's page for where its images come from"
+        return f"get {known.images_elsewhere[config]}"
 
 
 class HubSource:

@@ -109,7 +109,7 @@ def _checked(stage: str, spec: SourceSpec, seed: int) -> CheckedSource:
 
 def without_name(message: str, spec: SourceSpec, title: str) -> str:
     """An error without the name of the source, which its line begins with."""
-    for name in (title, getattr(spec, "path", title)):
+    for name in (f"{title}[{getattr(spec, 'split', '')}]", title, getattr(spec, "path", title)):
         message = message.removeprefix(f"{name}: ")
     return message
 
