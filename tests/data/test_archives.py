@@ -110,6 +110,9 @@ def test_images_of_a_folder_an_archive_and_neither(tmp_path: Path) -> None:
     (folder / "inner").mkdir(parents=True)
     (folder / "inner" / "one.jpg").write_bytes(png())
     assert images_at(folder, "a").find("one") == folder / "inner" / "one.jpg"
+    (folder / "inner" / "set.1.png").write_bytes(png())
+    found = images_at(folder, "a")
+    assert found.find("set.1") == found.find("train/set.1.png") == folder / "inner" / "set.1.png"
     archive = make_zip(tmp_path / "a.zip", ["train/two.png"])
     assert images_at(archive, "a").find("two").read_bytes() == png()
     with pytest.raises(DataError, match=r"no image three below .*home"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -211,3 +212,54 @@ def test_columns_of_llava_are_known_by_name(replicas: Path) -> None:
     folder = replicas / "lmms-lab" / "LLaVA-NeXT-Data" / "data"
     file = folder / "train-00000-of-00001.parquet"
     assert HubSource(str(file))[1].question == "q1"
+
+
+def test_a_users_own_folders(tmp_path: Path) -> None:
+    """Pictures beside their metadata, and rows that name pictures by relative or absolute paths."""
+    rows = [("a.png", "q0"), ("b.png", "q1")]
+    own = tmp_path / "own"
+    own.mkdir()
+    for name, _ in rows:
+        Image.new("RGB", (9, 5)).save(own / name)
+    lines = [json.dumps({"file_name": n, "question": q, "answer": "a"}) for n, q in rows]
+    (own / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    for source in (HubSource(own), HubStream(own)):
+        found = [source[i] for i in range(2)] if isinstance(source, HubSource) else list(source)
+        assert [record.question for record in found] == ["q0", "q1"]
+        assert load_images(found[1])[0].size == (9, 5)
+    for name in ("a.png", str(own / "a.png")):
+        row = {"image": name, "conversations": [{"from": "human", "value": "<image>\nq"}]}
+        row["conversations"].append({"from": "gpt", "value": "a"})
+        (own / "rows.json").write_text(json.dumps([row]), encoding="utf-8")
+        assert HubSource(own / "rows.json")[0].images == [str(own / "a.png")]
+        assert next(iter(HubStream(own / "rows.json"))).question == "q"
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"])
+def test_offline_is_kept(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import HfApi, constants
+
+    asked: list[str] = []
+    monkeypatch.setattr(HfApi, "dataset_info", lambda self, name, **keys: asked.append(name))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", variable == "HF_HUB_OFFLINE")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", variable != "HF_HUB_OFFLINE")
+    with pytest.raises(DataError, match=r"this run is offline .*get it with `hf download"):
+        HubStream("nobody/nothing")
+    assert not asked
+
+
+def test_the_hubs_answers_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import HfApi, constants, errors
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", False)
+    missing = errors.RepositoryNotFoundError.__new__(errors.RepositoryNotFoundError)
+    for error, reason in [(missing, "no such set"), (OSError("down"), r"be reached \(OSError\)")]:
+
+        def fail(*args: Any, error: Exception = error, **keys: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(HfApi, "dataset_info", fail)
+        with pytest.raises(DataError, match=reason) as caught:
+            HubStream("nobody/nothing")
+        assert "\n" not in str(caught.value)

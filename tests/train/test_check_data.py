@@ -12,6 +12,7 @@ datasets = pytest.importorskip("datasets")
 
 from tests.data.replicas import BIGDOCS, make_replicas  # noqa: E402
 
+from alignvlm.errors import DataError  # noqa: E402
 from alignvlm.train.check_data import check_data  # noqa: E402
 from alignvlm.train.recipe import load_recipe, parse_recipe  # noqa: E402
 
@@ -110,6 +111,11 @@ def test_a_model_trains_on_three_layouts(tiny_lm_dir: Path, tmp_path: Path) -> N
     }  # fmt: skip
     recipe = parse_recipe({"name": "little", "model": model, "stages": stages})
     lines: list[str] = []
+    wrong = [{**stages[0]}, {**stages[1], "sources": [{"type": "hub", "path": BIGDOCS}]}]
+    with pytest.raises(DataError, match="needs a configuration"):  # before the first stage
+        little = parse_recipe({"name": "little", "model": model, "stages": wrong})
+        train(little, tmp_path / "wrong", quiet=True, report=lines.append)
+    assert not lines
     out = train(recipe, tmp_path / "out", quiet=True, report=lines.append)
     steps = [line.split(": ")[1] for line in lines if line.startswith("stage ")]
     assert [said.split()[0] for said in steps] == ["2", "4", "2"], lines

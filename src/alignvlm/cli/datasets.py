@@ -178,7 +178,7 @@ def open_source(
     path = Path(name)
     if name.lstrip().startswith("{"):
         return _entry(name, seed)
-    if path.suffix == ".jsonl" or (path.is_dir() and (path / RECORDS).is_file()):
+    if path.suffix in (".jsonl", ".json") or (path.is_dir() and (path / RECORDS).is_file()):
         return JsonlSource(path / RECORDS if path.is_dir() else path, require_answer=False)
     if path.is_dir():
         return _benchmark(path, split)

@@ -114,8 +114,10 @@ class HubSet:
         if place is None or not place.exists():
             return None
         folder = place if place.is_dir() else place.parent
-        if self.known is None or not self.known.archives:
-            return ImageFiles(self.name, [folder]) if place.suffix in (".json", ".jsonl") else None
+        if self.known is None:
+            return ImageFiles(self.name, [folder], absolute=True)
+        if not self.known.archives:
+            return None
         found = archives_in(folder, self.known.archives)
         roots = [folder / inner for inner in self.known.image_folders]
         return ImageFiles(self.known.id, roots, found, self.known.image_folders)

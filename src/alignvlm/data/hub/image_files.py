@@ -26,6 +26,7 @@ class ImageFiles:
         archives: archives, as their parts, that are unpacked when no root has a picture.
         folders: folders inside the archives that paths may start from.
         by_stem: rows name pictures without folder or ending.
+        absolute: paths may be absolute, of a set that is the user's own.
     """
 
     def __init__(
@@ -36,7 +37,9 @@ class ImageFiles:
         folders: Sequence[str] = (".",),
         *,
         by_stem: bool = False,
+        absolute: bool = False,
     ) -> None:
+        self.absolute = absolute
         self.name, self.roots, self.archives = name, list(roots), list(archives)
         self.folders, self.by_stem = tuple(folders), by_stem
         self._stems: dict[str, Path] | None = None
@@ -49,6 +52,8 @@ class ImageFiles:
         Raises:
             DataError: no such picture, or a path that leads out of the set.
         """
+        if self.absolute and Path(path).is_absolute():
+            return Path(path)
         path = inside(path, self.roots[0] if self.roots else self.archives[0][0])
         found = self._look(path)
         if found is None and self._packed:
@@ -65,7 +70,7 @@ class ImageFiles:
         for root in self.roots:
             if (root / path).is_file():
                 return root / path
-        return self._by_stem().get(Path(path).stem) if self.by_stem else None
+        return self._by_stem().get(stem_of(path)) if self.by_stem else None
 
     def _by_stem(self) -> dict[str, Path]:
         if self._stems is None:
@@ -82,6 +87,11 @@ class ImageFiles:
 def is_picture(name: str) -> bool:
     """Whether a file is a picture by its name."""
     return name.lower().endswith(PICTURE_SUFFIXES)
+
+
+def stem_of(name: str) -> str:
+    """A picture's name without folder and ending; other dots belong to the name."""
+    return Path(name).stem if is_picture(name) else Path(name).name
 
 
 def images_at(place: Path, name: str) -> ImageFiles:
@@ -138,7 +148,7 @@ def with_images(
 
 def _key(path: str, files: ImageFiles) -> str:
     path = inside(path, Path(files.name))
-    return Path(path).stem if files.by_stem else path
+    return stem_of(path) if files.by_stem else path
 
 
 def _arriving(
@@ -163,7 +173,7 @@ def _arriving(
 def _member_key(name: str, wanted: dict[str, Any], files: ImageFiles) -> str:
     """The key that a member has among those wanted, from any of the folders paths start from."""
     if files.by_stem:
-        return Path(name).stem if is_picture(name) else ""
+        return stem_of(name) if is_picture(name) else ""
     for folder in files.folders:
         key = name.removeprefix(f"{folder}/")
         if key in wanted:

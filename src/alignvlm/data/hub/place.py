@@ -40,8 +40,16 @@ def local_copy(reference: str) -> Path | None:
 
 
 def is_hub_id(reference: str) -> bool:
-    """Whether a name can be a data set on the hub: ``owner/name``, and no path."""
-    return reference.count("/") == 1 and not reference.startswith((".", "/", "~"))
+    """Whether a name can be a data set on the hub: ``owner/name`` (old ones: ``name``), no path."""
+    return reference.count("/") <= 1 and not reference.startswith((".", "/", "~"))
+
+
+def is_offline() -> bool:
+    """Whether ``HF_HUB_OFFLINE`` or ``HF_DATASETS_OFFLINE`` forbids the network."""
+    import datasets
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE or datasets.config.HF_DATASETS_OFFLINE)
 
 
 def how_to_get(reference: str) -> str:
@@ -68,7 +76,7 @@ def fetched(known: PublishedSet, data_files: list[str], *, download: bool) -> Pa
             known.id,
             repo_type="dataset",
             allow_patterns=[*data_files, *known.archives],
-            local_files_only=not download,
+            local_files_only=not download or is_offline(),
         )
     except Exception as error:  # httpx, huggingface_hub and the disk fail each in its own way
         if isinstance(error, OSError) and error.errno is not None:
@@ -88,17 +96,15 @@ def require_hub(reference: str) -> None:
     import huggingface_hub
     from huggingface_hub import errors
 
-    why = "and the hub cannot be reached"
+    missing = f"{reference}: not on this machine, and"
+    if is_offline():
+        why = "this run is offline (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE)"
+        raise DataError(f"{missing} {why}; get it with {how_to_get(reference)}")
     try:
         huggingface_hub.HfApi().dataset_info(reference, timeout=10)
-        return
-    except (errors.RepositoryNotFoundError, errors.GatedRepoError):
-        why = "and the hub has no such set, or it is private: check the name, or `hf auth login`"
-    except errors.OfflineModeIsEnabled:
-        why = "and this run is offline (HF_HUB_OFFLINE)"
+    except errors.RepositoryNotFoundError as error:  # also where one has to ask for access
+        why = "the hub has no such set, or it is private: check the name, or `hf auth login`"
+        raise DataError(f"{missing} {why}") from error
     except Exception as error:  # whatever the network does
-        name = type(error).__name__
-        raise DataError(
-            f"{reference}: not on this machine, {why} ({name}); get it with {how_to_get(reference)}"
-        ) from error
-    raise DataError(f"{reference}: not on this machine, {why}; get it with {how_to_get(reference)}")
+        why = f"the hub cannot be reached ({type(error).__name__})"
+        raise DataError(f"{missing} {why}; get it with {how_to_get(reference)}") from error
