@@ -23,6 +23,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FIELDS = ("step", "outcome", "seconds", "limit", "command")
+STUDY = (
+    *("-m", "studies.connectors", "run", "--device", "cuda"),
+    *("--parallel", "3", "--side-by-side", "8"),
+)
+"""What it has to run on is made before: ``make study``; so is what ``smol`` is trained on."""
 LEAST = 5.0
 """A step with fewer seconds left is not started."""
 
@@ -61,6 +66,8 @@ def steps(out: Path) -> list[Step]:
         Step("mixture", mixture, 240),
         Step("end-to-end-llama-1b", (*whole, "--language-model", "llama-3.2-1b"), 180),
         Step("connectors", ("-m", "benchmarks.connectors", *gpu), 120),
+        Step("study", (*STUDY, "--seconds", "480"), 500),
+        Step("smol", ("-m", "training.smol.train_gpu", "--seconds", "240"), 420),
     ]
 
 
@@ -71,6 +78,8 @@ def rehearsal(out: Path) -> list[Step]:
         Step("tests", ("-m", "pytest", "-m", "gpu", "-q", "--collect-only", *gpu_tests()), 300),
         Step("mixture", ("-m", "benchmarks.vocab_mixture", "--preset", "smoke", *small), 300),
         Step("end-to-end", ("-m", "benchmarks.end_to_end", "--smoke", *small), 300),
+        Step("study", ("-m", "pytest", "-q", "tests/studies/connectors/test_train.py"), 300),
+        Step("smol", ("-m", "pytest", "-q", "tests/training/test_batches.py"), 300),
         Step("fails", ("-c", "raise MemoryError('a kernel that does not fit')"), 60),
         Step("hangs", ("-c", "import time; time.sleep(600)"), 2 * LEAST),
     ]
