@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import AlignVLMError, ConfigError
-from ..files import replacing
+from ..files import new_folder
 from .options import (
     DPI,
     MAX_NEW_TOKENS,
@@ -73,8 +73,7 @@ def compose(
     )
     seconds = time.perf_counter() - start
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out) as partial:
+        with new_folder(out) as partial:
             model.save_pretrained(partial)
             processor.save_pretrained(partial)
     except OSError as error:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -13,16 +11,6 @@ from ..errors import AlignVLMError, ConfigError
 from .options import MAX_PAGES, Host, Json, MaxPages, Model, emit, number
 
 MIB = 2**20
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Within, SIGTERM (systemd, ``docker stop``) ends the program as Ctrl-C does: in good order."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def serve(
@@ -79,17 +67,16 @@ def serve(
         timeout=timeout,
         allow_urls=allow_urls,
     )
-    with _terminated_as_interrupted():
-        run(
-            model,
-            host=host,
-            port=port,
-            name=name,
-            limits=limits,
-            api_key=api_key,
-            allow_no_key=allow_no_key,
-            report=_announce(json_),
-        )
+    run(
+        model,
+        host=host,
+        port=port,
+        name=name,
+        limits=limits,
+        api_key=api_key,
+        allow_no_key=allow_no_key,
+        report=_announce(json_),
+    )
 
 
 def _announce(as_json: bool) -> Callable[[str, str], None]:
