@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from ..errors import AlignVLMError, ConfigError, DataError
+from .doing import Doing, load, reading
 from .options import (
     DPI,
     MAX_NEW_TOKENS,
@@ -123,28 +121,6 @@ class _Place(NamedTuple):
     page: int
 
 
-@contextmanager
-def _shown_progress(model: Any) -> Iterator[None]:
-    """A bar of the lines read, on a terminal's stderr."""
-    from tqdm import tqdm
-
-    vision = model.model.vision_model
-    if not (hasattr(vision, "progress") and sys.stderr.isatty()):
-        yield
-        return
-    with tqdm(desc="reading", unit="line", file=sys.stderr, leave=False) as bar:
-
-        def show(done: int, lines: int) -> None:
-            bar.total, bar.n = lines, done
-            bar.refresh()
-
-        vision.progress = show
-        try:
-            yield
-        finally:
-            vision.progress = None
-
-
 class _Asker:
     """A loaded model, what is asked, and how its answers are shown."""
 
@@ -158,11 +134,10 @@ class _Asker:
         boxes: bool,
         extractive: bool,
     ) -> None:
-        from ..connectors import AlignConnector
-        from ..inference.ask import load_model
-
         self.question, self.max_new_tokens, self.boxes = question, max_new_tokens, boxes
-        self.model, self.processor = load_model(model)
+        self.model, self.processor = load(model)
+        from ..connectors import AlignConnector
+
         self.reads = isinstance(self.model.model.connector, AlignConnector)
         if boxes and not self.reads:
             raise ConfigError(f"--boxes needs the 'align' connector; {self._no_vocabulary()}")
@@ -179,21 +154,22 @@ class _Asker:
 
         images = [page.image for page in pages]
         places = [_Place(page.file, page.page) for page in pages]
-        with _shown_progress(self.model):
+        with reading(self.model):
             encoded = encode_pages(self.model, self.processor, images)
         for place, read in zip(places, encoded.pages or []):
             if not len(read):
                 note(f"nothing was read on {place.file} page {place.page}")
         if self.extractive:
             return self._ask_for_words(pages, places, encoded)
-        answer = ask(
-            self.model,
-            self.processor,
-            images,
-            self.question,
-            max_new_tokens=self.max_new_tokens,
-            encoded=encoded,
-        )
+        with Doing("answering"):
+            answer = ask(
+                self.model,
+                self.processor,
+                images,
+                self.question,
+                max_new_tokens=self.max_new_tokens,
+                encoded=encoded,
+            )
         if not (self.cites and answer.text):
             return answer, places, []
         read = read_pages(self.model, self.processor, pages, encoded=encoded)
@@ -216,15 +192,16 @@ class _Asker:
         images = [page.image for page in pages]
         spans = page_spans(self.model, [image.size for image in images], encoded)
         decoding = ExtractiveDecoding([spans], self._token_bytes, end_ids(self.model))
-        answer = ask(
-            self.model,
-            self.processor,
-            images,
-            self.question,
-            max_new_tokens=self.max_new_tokens,
-            encoded=encoded,
-            processors=[decoding],
-        )
+        with Doing("answering"):
+            answer = ask(
+                self.model,
+                self.processor,
+                images,
+                self.question,
+                max_new_tokens=self.max_new_tokens,
+                encoded=encoded,
+                processors=[decoding],
+            )
         span = spans.find(answer.text)
         answer = replace(answer, text="" if span is None else span.text)
         return answer, places, cite_span(span, pages) if span and self.cites else []
@@ -343,17 +320,17 @@ def embed(
     if format not in FORMATS:
         raise ConfigError(f"unknown format {format!r}: choose --format {' or '.join(FORMATS)}")
     found = _pages(files, pages, max_pages, password, dpi)
-    from ..inference.ask import load_model
+    loaded, processor = load(model)
     from ..inference.embed import embed_pages, embed_prompt, to_base64, write_embeds
 
-    loaded, processor = load_model(model)
     taken = list(found)
     images = [page.image for page in taken]
-    made = (
-        embed_pages(loaded, processor, images)
-        if question is None
-        else embed_prompt(loaded, processor, images, question)
-    )
+    with reading(loaded):
+        made = (
+            embed_pages(loaded, processor, images)
+            if question is None
+            else embed_prompt(loaded, processor, images, question)
+        )
     where = [f"{page.file} page {page.page}" for page in taken]
     tokens, width = made.embeds.shape
     data: dict[str, Any] = {

@@ -68,18 +68,18 @@ def _root(
 
 
 def _quieten(logging: Any) -> None:
-    """What transformers says is for programmers; its bars are for people who look."""
+    """What transformers says is for programmers; instead of its bars there is a line of ours."""
     if "TRANSFORMERS_VERBOSITY" not in os.environ:
         logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
+    logging.disable_progress_bar()
 
 
 def _quieten_deepspeed(module: Any) -> None:
     """It writes to standard output, which is for results."""
     module.logger.setLevel(logging.ERROR)
     for handler in module.logger.handlers:
-        handler.setStream(sys.stderr)
+        if type(handler) is logging.StreamHandler:  # none of a file
+            handler.stream = sys.stderr
 
 
 def _fail(message: str) -> NoReturn:

@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .doing import CLEAR
+
 DPI = 144
 MAX_PAGES = 8
 """Pages used unless more are asked for."""
@@ -84,7 +86,8 @@ def emit(as_json: bool, data: dict[str, Any], text: str) -> None:
 
 def note(text: str) -> None:
     """Say on stderr what a person should know of a result that was made all the same."""
-    typer.echo(f"note: {text}", err=True)
+    clear = CLEAR if sys.stderr.isatty() else ""
+    print(f"{clear}note: {text}", file=sys.stderr, flush=True)
 
 
 def shows_progress(as_json: bool) -> bool:

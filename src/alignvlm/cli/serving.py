@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import AlignVLMError, ConfigError
+from .doing import Doing
 from .options import MAX_PAGES, Host, Json, MaxPages, Model, emit, number
 
 MIB = 2**20
@@ -67,21 +68,27 @@ def serve(
         timeout=timeout,
         allow_urls=allow_urls,
     )
-    run(
-        model,
-        host=host,
-        port=port,
-        name=name,
-        limits=limits,
-        api_key=api_key,
-        allow_no_key=allow_no_key,
-        report=_announce(json_),
-    )
+    with Doing(f"loading {model}") as doing:
+        run(
+            model,
+            host=host,
+            port=port,
+            name=name,
+            limits=limits,
+            api_key=api_key,
+            allow_no_key=allow_no_key,
+            report=_announce(json_, doing),
+        )
 
 
-def _announce(as_json: bool) -> Callable[[str, str], None]:
+def _announce(as_json: bool, doing: Doing) -> Callable[[str, str], None]:
     """What says where a server listens, once it does."""
-    return lambda url, text: emit(as_json, {"url": url}, text)
+
+    def announce(url: str, text: str) -> None:
+        doing.end()
+        emit(as_json, {"url": url}, text)
+
+    return announce
 
 
 def demo(
@@ -110,11 +117,12 @@ def demo(
         raise AlignVLMError(
             f"the web page needs {error.name}: pip install 'alignvlm[ui]'"
         ) from None
-    run(
-        model,
-        host=host,
-        port=port,
-        max_pages=max_pages,
-        open_browser=open_,
-        report=_announce(json_),
-    )
+    with Doing(f"loading {model}") as doing:
+        run(
+            model,
+            host=host,
+            port=port,
+            max_pages=max_pages,
+            open_browser=open_,
+            report=_announce(json_, doing),
+        )
