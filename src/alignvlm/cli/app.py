@@ -27,6 +27,7 @@ from .evaluation import eval_app
 from .extraction import extract
 from .info import info, inspect
 from .models import compose, convert, prune, pull
+from .options import one_line
 from .scaling import batch, plan
 from .serving import demo, serve
 
@@ -83,7 +84,7 @@ def _quieten_deepspeed(module: Any) -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    typer.echo("error: " + " ".join(message.split()), err=True)
+    typer.echo(f"error: {one_line(message)}", err=True)
     raise SystemExit(2)
 
 
