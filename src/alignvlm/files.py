@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import os
 import shutil
@@ -66,6 +67,17 @@ def replacing(path: Path) -> Iterator[Path]:
         if is_disk_full(error) and not isinstance(error, OSError):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """As :func:`replacing`, for a large folder that nobody else writes at the same time: what a
+    killed run has left beside it is removed first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.partial*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with replacing(path) as partial:
+        yield partial
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from alignvlm.batch.driver import batch
 from alignvlm.batch.parts import read_parts
 from alignvlm.batch.pool import Pool
 from alignvlm.batch.requests import Asking
-from alignvlm.errors import ConfigError
+from alignvlm.errors import AlignVLMError, ConfigError
 
 ray = pytest.importorskip("ray")
 # Ray Data warns about its own settings when it copies them
@@ -62,6 +63,17 @@ def test_a_batch_on_this_machine(docs, tiny_model_dir, tmp_path):
     start = time.monotonic()
     assert batch(tiny_model_dir, docs, out, asking=SHORT, pool=pool).reused == 24
     assert time.monotonic() - start < 2
+
+
+def test_a_worker_that_cannot_load_is_one_line(docs, tiny_model_dir, tmp_path, capfd):
+    """Ray's own words and the tracebacks of workers are printed nowhere."""
+    model = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
+    (model / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(AlignVLMError) as caught:
+        batch(model, docs, tmp_path / "out", asking=SHORT, pool=Pool(actors=1, num_gpus=0))
+    said = f"the workers stopped: {model}: not a usable model: "
+    assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("client", [False, True])

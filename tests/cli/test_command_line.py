@@ -162,6 +162,15 @@ def test_bad_pages_are_one_line(command):
         assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), done
 
 
+def test_a_files_name_does_not_reach_the_terminal_as_codes(command, tiny_model_dir, tmp_path):
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "a\x1b[2J\nerror: b.png").write_bytes(b"x")
+    done = command("ask", tiny_model_dir, docs, "Who?")
+    assert (done.code, done.err.count("\n")) == (2, 2), done  # a note, and the error
+    assert "\x1b" not in done.err and r"a\x1b[2J error: b.png" in done.err, done
+
+
 def test_the_page_lists_every_verb_with_its_purpose():
     page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text("utf-8")
 

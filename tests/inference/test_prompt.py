@@ -152,3 +152,27 @@ def test_pages_of_many_cells_raise_no_warning(model, processor, chats, caplog):
     processor.tokenizer.model_max_length = 8
     build_prompts(model, processor, chats)
     assert "longer than" not in caplog.text
+
+
+def test_a_prompt_needs_no_blank_tokens_of_its_pages(model, processor, images):
+    """Pages without features and blank tokens give the same prompt, in any reading of them."""
+    asked = [chat("Who?", images[:2]), chat("When?", images[2:])]
+    plain = build_prompts(model, processor, asked, encoded=encode_pages(model, processor, images))
+    whole = encode_pages(model, processor, images)
+    assert torch.equal(
+        build_prompts(model, processor, asked, encoded=whole.lean()).inputs["inputs_embeds"],
+        plain.inputs["inputs_embeds"],
+    )
+    model.config.blank_threshold = 0.5
+    blank = [torch.arange(len(tokens))[:, None] % 3 > 0 for tokens in whole.tokens]
+    whole = whole._replace(blank=blank)
+    apart = [whole.image(number)._replace(pages=None) for number in range(3)]
+    if whole.image_grids[:, 2].any():  # a page alone has no thumbnail
+        apart = [whole]
+    lean = together([one.lean() for one in apart])
+    assert sum(map(len, lean.tokens)) < sum(map(len, whole.tokens)) / 2
+    assert lean.lengths == whole.lengths
+    made = [build_prompts(model, processor, asked, encoded=one) for one in (whole, lean)]
+    assert torch.equal(made[0].inputs["inputs_embeds"], made[1].inputs["inputs_embeds"])
+    assert torch.equal(made[0].inputs["input_ids"], made[1].inputs["input_ids"])
+    assert made[1].kept_visual_tokens < made[1].visual_tokens

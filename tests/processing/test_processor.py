@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from jinja2 import Environment
 from PIL import Image
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoProcessor
@@ -12,11 +13,9 @@ from transformers import AutoProcessor
 from alignvlm import CONNECTORS, AlignVLMImageProcessor, AlignVLMProcessor
 from alignvlm.errors import ConfigError, DataError
 from alignvlm.model.outputs import group_images
-from alignvlm.processing.processor import (
-    chat_template_for,
-    reserved_image_token,
-    space_token_id,
-)
+from alignvlm.processing.chat_templates import CHATML, LLAMA3, chat_template_for, is_ours
+from alignvlm.processing.copied import copied
+from alignvlm.processing.processor import reserved_image_token, space_token_id
 
 IMG = "<empty_output>"
 
@@ -243,6 +242,43 @@ def test_llama_3_chat(make_config, llama_tokenizer, make_processor, images):
     mask = np.asarray(batch["assistant_masks"][0], bool)
     answer = np.asarray(batch["input_ids"][0])[mask]
     assert llama_tokenizer.decode(answer) == "Me.<|eot_id|>"
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_strangers_template_gives_the_same_in_a_copy(processor, images, batched, monkeypatch):
+    """Rendered under limits, and repeated here with its marks; our own need no copy."""
+    asked = turn("user", {"type": "image", "image": images[0]}, "Who <b>{{ 1 }}</b>?")
+    chat = [asked, turn("assistant", "Me."), turn("user", "And?"), turn("assistant", "You.")]
+    chats = (
+        [chat, [turn("user", {"type": "image", "image": images[1]}, "Ä?"), chat[1]]]
+        if batched
+        else chat
+    )
+    ways = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+    ways["processor_kwargs"] = {"padding": True}
+    copies = []
+    monkeypatch.setattr(
+        "alignvlm.processing.chat_templates.copied", lambda call: copies.append(1) or copied(call)
+    )
+    text, batch = (processor.apply_chat_template(chats, **keys) for keys in ({}, ways))
+    assert not copies
+    processor.chat_template = "{{ more }}" + processor.chat_template
+    said, taken = (processor.apply_chat_template(chats, **keys, more="") for keys in ({}, ways))
+    assert len(copies) == 2
+    assert said == text
+    assert set(taken) == set(batch)
+    for key in taken:
+        assert np.array_equal(np.asarray(taken[key]), np.asarray(batch[key])), key
+    assert any(np.asarray(taken["assistant_masks"][0]))
+
+
+def test_a_token_cannot_make_a_strangers_template_ours():
+    for token in ("<image>", "[unused0]", "%}{% for i in range(9) %}"):
+        assert is_ours(CHATML.replace("IMAGE_TOKEN", token))
+    for token in ("' * 9 -%}", "\\"):
+        assert not is_ours(LLAMA3.replace("IMAGE_TOKEN", token))
+    text = "{%- set x = '%}{% for i in [1, 2] %}' -%}{{ x }}"  # marks in a string are text
+    assert Environment().from_string(text).render() == "%}{% for i in [1, 2] %}"
 
 
 def test_what_a_tokenizer_must_have(make_tokenizer, tokenizer):

@@ -17,8 +17,8 @@ from tests.serve.server_thread import CHAT, Running, data_url, serving
 from alignvlm.documents import pictures
 from alignvlm.serve.limits import Limits
 
-CEILING_GIB = 4.0
-"""docs/serve.md promises it, beside the model and the bodies."""
+CEILING_GIB = 2.0
+"""Half of what docs/serve.md promises, beside the model and the bodies."""
 WHOLE = """
 import base64, io, json, resource, threading, time
 from PIL import Image

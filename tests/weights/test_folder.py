@@ -160,6 +160,14 @@ def test_an_adapter_does_not_bring_another_model(copy: Path) -> None:
     [
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{% for i in range(10 ** 9) %}a{% endfor %}",
+        "{% for i in range(9 ** 5) %}{% for j in range(9 ** 5) %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{{ f(n - 1) if n }}{{ f(n - 1) if n }}{% endmacro %}{{ f(99) }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ 'a' * 10 ** 11 }}",
+        "{{ 7 ** (7 ** (7 ** 7)) }}",
+        "{{ '%99999999999d' % 1 }}",
+        "{{ messages[0].role.center(10 ** 8) }}",
+        "{% set n = namespace(x='a') %}{% for i in 'a' * 40 %}{% set n.x = n.x * 2 %}{% endfor %}",
         "{{ raise_exception('no\nsystem message') }}",
         "{{ messages[7].content.text }}",
         "{{ 1 / 0 }}",
@@ -174,6 +182,13 @@ def test_a_hostile_chat_template_is_one_line(copy: Path, make_image, template: s
     asked = [chat("Who?", [make_image()])]
     message = refusal(lambda: build_prompts(model, processor, asked), ConfigError)
     assert "chat template" in message
+
+
+def test_a_hostile_chat_template_for_text_alone_is_one_line(copy: Path) -> None:
+    (copy / "chat_template.jinja").write_text("{{ 'a' * 10 ** 11 }}")
+    language = LanguageModel.of(*load_model(str(copy)))
+    said = refusal(lambda: language.answer(["Who?"], [4], guard=False), ConfigError)
+    assert "chat template cannot be used: it takes too much time or memory" in said
 
 
 def test_each_kind_of_loader_loads(tiny_lm_dir: Path) -> None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
+import signal
 import socket
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,7 +124,7 @@ def _cause(error: Any) -> str:
     """The innermost exception's last line: Ray wraps a worker's traceback in text."""
     cause = getattr(error, "cause", None)
     lines = str(cause or error).strip().splitlines()
-    return lines[-1].strip() if lines else repr(error)
+    return re.sub(r"^alignvlm\.errors\.\w+: ", "", lines[-1].strip()) if lines else repr(error)
 
 
 @contextmanager
@@ -139,31 +143,80 @@ def _session(address: str | None) -> Iterator[Any]:
     except ImportError:
         raise ConfigError("Ray is not installed: pip install 'alignvlm[batch]'") from None
     ours = not ray.is_initialized()
-    logger = logging.getLogger("ray.data")
-    level = logger.level
     if ours:
         keys: dict[str, Any] = {} if address else {"include_dashboard": False}
         if address:
             _check_reachable(address)
         try:
-            ray.init(
-                address=address or "local",
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                **keys,
-            )
+            with _no_stderr(), _same_sigterm():
+                ray.init(
+                    address=address or "local",
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    **keys,
+                )
         except (ConnectionError, RuntimeError, ValueError, AssertionError) as error:
             line = (str(error).strip().splitlines() or [repr(error)])[0]
             if address:
                 raise ConfigError(_NO_CLUSTER.format(address, line)) from None
             raise ConfigError(f"Ray does not start on this machine: {line}") from None
-    logger.setLevel(logging.ERROR)  # its log is written to Ray's own folder all the same
     try:
-        yield ray
+        with _unprinted(ray):
+            yield ray
     finally:
-        logger.setLevel(level)
         if ours:
             ray.shutdown()
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Within, nothing reaches standard error: Ray's C++ parts write there past Python, of a level
+    of logging that was set."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+@contextmanager
+def _same_sigterm() -> Iterator[None]:
+    """Ray puts a handler of its own, with which the program would end without a word."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _unprinted(ray: Any) -> Iterator[None]:
+    """Within, Ray prints nothing: it would show the tracebacks of workers, on standard output too.
+    Its own folder has them all the same, and what ends the work is one line of ours."""
+    worker = ray._private.worker
+    before, worker.print_to_stdstream = worker.print_to_stdstream, lambda *_, **__: None
+    handlers = [
+        handler
+        for name in ("ray", "ray.data")
+        for handler in logging.getLogger(name).handlers
+        if isinstance(handler, logging.StreamHandler)  # those of files are none
+    ]
+    levels = [handler.level for handler in handlers]
+    for handler in handlers:
+        handler.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = before
+        for handler, level in zip(handlers, levels):
+            handler.setLevel(level)
 
 
 def _check_reachable(address: str) -> None:

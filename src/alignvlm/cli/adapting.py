@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from ..errors import AlignVLMError, DataError
+from .doing import Doing
 from .options import (
     DPI,
     MAX_NEW_TOKENS,
@@ -171,10 +172,11 @@ def merge(
     json_: Json = False,
 ) -> None:
     """Make one self-contained model folder of an adapter and its base."""
-    import torch
+    with Doing(f"merging {adapter}"):
+        import torch
 
-    from ..finetune import merge_adapter
+        from ..finetune import merge_adapter
 
-    folder = merge_adapter(adapter, out, base=base, dtype=getattr(torch, dtype))
+        folder = merge_adapter(adapter, out, base=base, dtype=getattr(torch, dtype))
     data = {"adapter": str(adapter), "base": base, "out": str(folder)}
     emit(json_, data, f"model written to {folder}")

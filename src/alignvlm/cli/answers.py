@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -13,6 +12,7 @@ import typer
 
 from ..errors import AlignVLMError, ConfigError, DataError
 from ..files import write_text
+from .doing import Doing, load, reading
 from .options import (
     DPI,
     MAX_NEW_TOKENS,
@@ -27,7 +27,6 @@ from .options import (
     emit,
     note,
 )
-from .progress import lines_bar
 
 if TYPE_CHECKING:
     from ..documents.page_images import PageImage, Pages
@@ -140,11 +139,10 @@ class _Asker:
         boxes: bool,
         extractive: bool,
     ) -> None:
-        from ..connectors import AlignConnector
-        from ..inference.ask import load_model
-
         self.question, self.max_new_tokens, self.boxes = question, max_new_tokens, boxes
-        self.model, self.processor = load_model(model)
+        self.model, self.processor = load(model)
+        from ..connectors import AlignConnector
+
         self.reads = isinstance(self.model.model.connector, AlignConnector)
         if boxes and not self.reads:
             raise ConfigError(f"--boxes needs the 'align' connector; {self._no_vocabulary()}")
@@ -155,33 +153,28 @@ class _Asker:
     def _no_vocabulary(self) -> str:
         return f"this model's is {self.model.config.connector.type!r}, which has no P_vocab"
 
-    def _progress(self) -> AbstractContextManager[None]:
-        vision = self.model.model.vision_model
-        if not hasattr(vision, "progress"):
-            return nullcontext()
-        return lines_bar(partial(setattr, vision, "progress"))
-
     def ask(self, pages: list[PageImage]) -> tuple[Answer, list[_Place], list[Citation]]:
         from ..inference.ask import ask, encode_pages
         from ..inference.cite import cite, read_pages
 
         images = [page.image for page in pages]
         places = [_Place(page.file, page.page) for page in pages]
-        with self._progress():
+        with reading(self.model):
             encoded = encode_pages(self.model, self.processor, images)
         for place, read in zip(places, encoded.pages or []):
             if not len(read):
                 note(f"nothing was read on {place.file} page {place.page}")
         if self.extractive:
             return self._ask_for_words(pages, places, encoded)
-        answer = ask(
-            self.model,
-            self.processor,
-            images,
-            self.question,
-            max_new_tokens=self.max_new_tokens,
-            encoded=encoded,
-        )
+        with Doing("answering"):
+            answer = ask(
+                self.model,
+                self.processor,
+                images,
+                self.question,
+                max_new_tokens=self.max_new_tokens,
+                encoded=encoded,
+            )
         if not (self.cites and answer.text):
             return answer, places, []
         read = read_pages(self.model, self.processor, pages, encoded=encoded)
@@ -204,15 +197,16 @@ class _Asker:
         images = [page.image for page in pages]
         spans = page_spans(self.model, [image.size for image in images], encoded)
         decoding = ExtractiveDecoding([spans], self._token_bytes, end_ids(self.model))
-        answer = ask(
-            self.model,
-            self.processor,
-            images,
-            self.question,
-            max_new_tokens=self.max_new_tokens,
-            encoded=encoded,
-            processors=[decoding],
-        )
+        with Doing("answering"):
+            answer = ask(
+                self.model,
+                self.processor,
+                images,
+                self.question,
+                max_new_tokens=self.max_new_tokens,
+                encoded=encoded,
+                processors=[decoding],
+            )
         span = spans.find(answer.text)
         answer = replace(answer, text="" if span is None else span.text)
         return answer, places, cite_span(span, pages) if span and self.cites else []
@@ -338,17 +332,17 @@ def embed(
     if base64 and format == CHAT:
         raise ConfigError("--base64 prints a tensor, --format vllm-chat JSON: leave one out")
     found = _pages(files, pages, max_pages, password, dpi)
-    from ..inference.ask import load_model
+    loaded, processor = load(model)
     from ..inference.embed import embed_pages, embed_prompt, to_base64, to_chat, write_embeds
 
-    loaded, processor = load_model(model)
     taken = list(found)
     images = [page.image for page in taken]
-    made = (
-        embed_pages(loaded, processor, images)
-        if question is None or format == CHAT  # the server puts the chat around them
-        else embed_prompt(loaded, processor, images, question)
-    )
+    with reading(loaded):
+        made = (
+            embed_pages(loaded, processor, images)
+            if question is None or format == CHAT  # the server puts the chat around them
+            else embed_prompt(loaded, processor, images, question)
+        )
     where = [f"{page.file} page {page.page}" for page in taken]
     tokens, width = made.embeds.shape
     data: dict[str, Any] = {

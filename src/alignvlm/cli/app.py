@@ -6,8 +6,13 @@ line on stderr and exit code 2. What a verb needs is imported when it runs: help
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -22,6 +27,7 @@ from .evaluation import eval_app
 from .extraction import extract
 from .info import info, inspect
 from .models import compose, convert, prune, pull
+from .options import one_line
 from .reading import read
 from .scaling import batch, plan
 from .serving import demo, serve
@@ -64,23 +70,45 @@ def _root(
 
 
 def _quieten(logging: Any) -> None:
-    """What transformers says is for programmers; its bars are for people who look."""
+    """What transformers says is for programmers; instead of its bars there is a line of ours."""
     if "TRANSFORMERS_VERBOSITY" not in os.environ:
         logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
+    logging.disable_progress_bar()
+
+
+def _quieten_deepspeed(module: Any) -> None:
+    """It writes to standard output, which is for results."""
+    module.logger.setLevel(logging.ERROR)
+    for handler in module.logger.handlers:
+        if type(handler) is logging.StreamHandler:  # none of a file
+            handler.stream = sys.stderr
 
 
 def _fail(message: str) -> NoReturn:
-    typer.echo("error: " + " ".join(message.split()), err=True)
+    typer.echo(f"error: {one_line(message)}", err=True)
     raise SystemExit(2)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Within, SIGTERM (systemd, ``docker stop``) ends the program as Ctrl-C does: in good order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def main() -> None:
     """Entry point: errors a person can act on become one line and exit code 2."""
     after_import("transformers.utils.logging", _quieten)
+    after_import("deepspeed.utils.logging", _quieten_deepspeed)
     try:
-        code = app(standalone_mode=False)
+        with _terminated_as_interrupted():
+            code = app(standalone_mode=False)
         if isinstance(code, int) and code == 130:  # typer's way to say Ctrl-C
             _fail("interrupted")
     except AlignVLMError as error:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError, DataError, describe_validation_error
+from .doing import load
 from .options import DPI, Dpi, Json, Model, PageRange, Seed, Sets, emit, number, shows_progress
 
 if TYPE_CHECKING:
@@ -145,10 +146,9 @@ def data_read(
         open_source(name, split=split, stage=stage, seed=seed, pages=limit, overrides=set_)
         for name in sources
     ]
+    loaded, processor = load(model)
     from ..eval.reading_accuracy import reading_accuracy
-    from ..inference.ask import load_model
 
-    loaded, processor = load_model(model)
     results = []
     for name, source in zip(sources, opened, strict=True):
         read = reading_accuracy(loaded, processor, source, limit, progress=shows_progress(json_))

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ..errors import ConfigError, DataError
+from .doing import load
 from .options import Json, Overwrite, RepetitionGuard, Seed, emit, number
 
 if TYPE_CHECKING:
@@ -222,10 +223,9 @@ def _model_maker(
     prune: int | list[int] | None,
     guard: bool,
 ) -> Make:
+    model, processor = load(reference)
     from ..inference.answerers import ModelAnswerer, Weights
-    from ..inference.ask import load_model
 
-    model, processor = load_model(reference)
     weights = Weights.of(reference)
 
     def answerer(pruned: dict[str, Any] | None) -> Answerer:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from ..errors import ConfigError, DataError, nearest
+from .doing import Doing
 from .options import (
     DPI,
     MAX_NEW_TOKENS,
@@ -129,7 +130,8 @@ def _rows(
         rows = extract_rows(model, rest, work, extracting, pool, progress=shown)
         made |= zip(rest, rows, strict=True)
         rest = []
-    extractor = extracting.load(model) if rest else None
+    with Doing(f"loading {model}"):
+        extractor = extracting.load(model) if rest else None
     with table.writer() as write:
         for file in _shown(files, shown):
             if file in made:

@@ -13,6 +13,7 @@ import typer
 from .. import __version__
 from ..errors import DataError, WeightsError
 from ..files import replacing
+from .doing import load, reading
 from .options import DPI, Dpi, Json, Model, PageRange, emit
 
 if TYPE_CHECKING:
@@ -34,13 +35,12 @@ def inspect(
 ) -> None:
     """Write what each visual token says: a heat map (PNG) and its top tokens (JSON)."""
     from ..documents.page_images import Pages
-    from ..inference.ask import load_model
 
     if file.is_dir():
         raise DataError(f"{file}: inspect takes one picture or PDF, not a folder")
     found = Pages([file], dpi=dpi, pages=pages)
     several = len(found) > 1  # opens the file, before a model is loaded
-    loaded, processor = load_model(model)
+    loaded, processor = load(model)
     out.mkdir(parents=True, exist_ok=True)
     rows, lines = [], []
     for page in found:
@@ -57,29 +57,30 @@ def _inspected(
     """Write a page's heat map and tokens; returns what to print, as data and for people."""
     from ..inference.inspect import heat_map, read_page
 
-    reading = read_page(model, processor, page.image, k)
+    with reading(model):
+        read = read_page(model, processor, page.image, k)
     picture, table = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.json")
     for path, write in (
-        (picture, lambda p: heat_map(page.image, reading).save(p, format="PNG")),
-        (table, lambda p: p.write_text(json.dumps(reading.to_dict()), encoding="utf-8")),
+        (picture, lambda p: heat_map(page.image, read).save(p, format="PNG")),
+        (table, lambda p: p.write_text(json.dumps(read.to_dict()), encoding="utf-8")),
     ):
         with replacing(path) as partial:
             write(partial)
-    text = reading.text(processor.tokenizer)
+    text = read.text(processor.tokenizer)
     data = {
         "page": page.page,
         "heat_map": str(picture),
         "json": str(table),
         "text": text,
-        "entropy": reading.entropy,
-        "effective_vocab": reading.effective_vocab,
+        "entropy": read.entropy,
+        "effective_vocab": read.effective_vocab,
     }
     lines = [
         f"reads: {line}" if not number else f"       {line}"
         for number, line in enumerate(text.splitlines() or ["(nothing)"])
     ]
     lines.append(
-        f"entropy {reading.entropy:.2f} nats, effective vocabulary {reading.effective_vocab:.1f}"
+        f"entropy {read.entropy:.2f} nats, effective vocabulary {read.effective_vocab:.1f}"
     )
     return data, [*lines, f"wrote {picture} and {table}"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import AlignVLMError, ConfigError
-from ..files import replacing
+from ..files import new_folder
+from .doing import Doing
 from .options import (
     DPI,
     MAX_NEW_TOKENS,
@@ -25,6 +26,7 @@ from .options import (
     PageRange,
     emit,
     note,
+    shows_progress,
 )
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ def pull(
     """Fetch base weights into the cache (ALIGNVLM_HOME, default ~/.cache/alignvlm)."""
     from ..weights.resolve import resolve
 
-    folder = resolve(reference, progress=not json_)
+    folder = resolve(reference, progress=shows_progress(json_))
     emit(json_, {"reference": reference, "path": str(folder)}, f"{reference} is at {folder}")
 
 
@@ -64,21 +66,22 @@ def compose(
     """
     if out.exists() and not overwrite:
         raise ConfigError(f"{out} exists: give another folder, or --overwrite to replace it")
-    from ..compose.assemble import compose as put_together
-
     keys = connector_keys(set_)
-    start = time.perf_counter()
-    model, processor = put_together(
-        vision, text, {"type": connector, **keys} if keys else connector
-    )
-    seconds = time.perf_counter() - start
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out) as partial:
-            model.save_pretrained(partial)
-            processor.save_pretrained(partial)
-    except OSError as error:
-        raise AlignVLMError(f"cannot write {out}: {error.strerror or error}") from None
+    with Doing(f"putting {vision} and {text} together") as doing:
+        from ..compose.assemble import compose as put_together
+
+        start = time.perf_counter()
+        model, processor = put_together(
+            vision, text, {"type": connector, **keys} if keys else connector
+        )
+        seconds = time.perf_counter() - start
+        doing.say(f"writing {out}")
+        try:
+            with new_folder(out) as partial:
+                model.save_pretrained(partial)
+                processor.save_pretrained(partial)
+        except OSError as error:
+            raise AlignVLMError(f"cannot write {out}: {error.strerror or error}") from None
     data: dict[str, Any] = {
         "out": str(out),
         "vision": vision,
@@ -113,11 +116,12 @@ def convert(
     if out is None and not dry_run:
         raise ConfigError("convert needs --out FOLDER (or --dry-run)")
     keys = connector_keys(set_)
-    from ..transplant.convert import convert_folder
-
     settings = {"type": connector, **keys}
     target = None if dry_run else out
-    report = convert_folder(model, target, settings, vocab_size=vocab_size)
+    with Doing(f"converting {model}"):
+        from ..transplant.convert import convert_folder
+
+        report = convert_folder(model, target, settings, vocab_size=vocab_size)
     ending = "" if target is None else f"\nmodel written to {target}"
     data: dict[str, Any] = {
         "model": model,
@@ -148,13 +152,15 @@ def connector_keys(given: list[str] | None) -> dict[str, Any]:
 
 
 class _Images:
-    """Pages as images alone, read again each time they are gone through."""
+    """Pages as images alone, read again each time they are gone through; ``say`` is told which."""
 
-    def __init__(self, pages: Pages) -> None:
-        self.pages = pages
+    def __init__(self, pages: Pages, say: Callable[[str], None]) -> None:
+        self.pages, self.say = pages, say
 
     def __iter__(self) -> Iterator[Image.Image]:
-        return (page.image for page in self.pages)
+        for number, page in enumerate(self.pages, start=1):
+            self.say(f"reading page {number} of {len(self.pages)}")
+            yield page.image
 
 
 def _questions(pages: Pages, file: Path | None, limit: int) -> list[Question]:
@@ -202,22 +208,25 @@ def prune(
 
     found = Pages([*data, *(more or [])], dpi=dpi, pages=pages, passed_over=note)
     asked = _questions(found, questions, max_questions)
-    from ..compose.assemble import load_pretrained
-    from ..inference.ask import ask
-    from ..inference.loading import default_device
-    from ..vocabulary.pruning import prune_model, save_pruned
-    from ..weights.resolve import resolve
-
-    loaded, processor = load_pretrained(resolve(model), "auto")
-    loaded.eval().to(default_device())  # type: ignore[arg-type]
-
-    def answer(images: list[Image.Image], question: str) -> str:
-        said = ask(loaded, processor, images, question, max_new_tokens=max_new_tokens)
-        return said.text
-
-    report = prune_model(loaded, processor, _Images(found), keep, asked, answer)
     origin: dict[str, Any] = {"model": model, "files": found.files}
-    save_pruned(loaded, processor, report, out, origin)
+    with Doing(f"loading {model}") as doing:
+        from ..compose.assemble import load_pretrained
+        from ..inference.ask import ask
+        from ..inference.loading import default_device
+        from ..vocabulary.pruning import prune_model, save_pruned
+        from ..weights.resolve import resolve
+
+        loaded, processor = load_pretrained(resolve(model), "auto")
+        loaded.eval().to(default_device())  # type: ignore[arg-type]
+
+        def answer(images: list[Image.Image], question: str) -> str:
+            doing.say(f"asking {question!r}")
+            said = ask(loaded, processor, images, question, max_new_tokens=max_new_tokens)
+            return said.text
+
+        report = prune_model(loaded, processor, _Images(found, doing.say), keep, asked, answer)
+        doing.say(f"writing {out}")
+        save_pruned(loaded, processor, report, out, origin)
     result = {"out": str(out), **origin, **report.to_dict()}
     text = f"{report.to_text()}\nmodel written to {out}"
     emit(json_, result, text)

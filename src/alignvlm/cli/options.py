@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .doing import CLEAR
+
 DPI = 144
 MAX_PAGES = 8
 """Pages used unless more are asked for."""
@@ -82,9 +84,16 @@ def emit(as_json: bool, data: dict[str, Any], text: str) -> None:
     typer.echo(json.dumps(data, ensure_ascii=False) if as_json else text)
 
 
+def one_line(text: str) -> str:
+    """A message without what a file's name may bring: newlines, and codes that a terminal obeys."""
+    shown = (char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(text.split()))
+    return "".join(shown)
+
+
 def note(text: str) -> None:
     """Say on stderr what a person should know of a result that was made all the same."""
-    typer.echo(f"note: {text}", err=True)
+    clear = CLEAR if sys.stderr.isatty() else ""
+    print(f"{clear}note: {one_line(text)}", file=sys.stderr, flush=True)
 
 
 def shows_progress(as_json: bool) -> bool:

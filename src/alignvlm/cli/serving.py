@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from ..errors import AlignVLMError, ConfigError
+from .doing import Doing
 from .options import MAX_PAGES, Host, Json, MaxPages, Model, emit, number
 
 MIB = 2**20
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Within, SIGTERM (systemd, ``docker stop``) ends the program as Ctrl-C does: in good order."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def serve(
@@ -79,7 +68,7 @@ def serve(
         timeout=timeout,
         allow_urls=allow_urls,
     )
-    with _terminated_as_interrupted():
+    with Doing(f"loading {model}") as doing:
         run(
             model,
             host=host,
@@ -88,13 +77,18 @@ def serve(
             limits=limits,
             api_key=api_key,
             allow_no_key=allow_no_key,
-            report=_announce(json_),
+            report=_announce(json_, doing),
         )
 
 
-def _announce(as_json: bool) -> Callable[[str, str], None]:
+def _announce(as_json: bool, doing: Doing) -> Callable[[str, str], None]:
     """What says where a server listens, once it does."""
-    return lambda url, text: emit(as_json, {"url": url}, text)
+
+    def announce(url: str, text: str) -> None:
+        doing.end()
+        emit(as_json, {"url": url}, text)
+
+    return announce
 
 
 def demo(
@@ -123,11 +117,12 @@ def demo(
         raise AlignVLMError(
             f"the web page needs {error.name}: pip install 'alignvlm[ui]'"
         ) from None
-    run(
-        model,
-        host=host,
-        port=port,
-        max_pages=max_pages,
-        open_browser=open_,
-        report=_announce(json_),
-    )
+    with Doing(f"loading {model}") as doing:
+        run(
+            model,
+            host=host,
+            port=port,
+            max_pages=max_pages,
+            open_browser=open_,
+            report=_announce(json_, doing),
+        )

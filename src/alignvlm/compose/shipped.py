@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import WeightsError
-from ..files import file_sha256, replacing
+from ..files import file_sha256, new_folder
 from ..weights.resolve import SHIPPED, resolve, shipped_folder
 from .assemble import compose
 
@@ -72,9 +72,7 @@ def build(name: str, *, offline: bool = False, progress: bool = True) -> Path:
         with FileLock(target.parent / f"{name}.lock"):
             if _stamp_of(target) == stamp:
                 return target
-            for left in target.parent.glob(f"{name}.*partial*"):  # of a run that was killed
-                shutil.rmtree(left, ignore_errors=True)
-            with replacing(target) as partial:
+            with new_folder(target) as partial:
                 _write(source, settings, partial, offline, progress)
                 (partial / STAMP).write_text(json.dumps(stamp), "utf-8")
     except OSError as error:

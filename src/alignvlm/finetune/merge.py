@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..errors import ConfigError
-from ..files import replacing
+from ..files import new_folder
 from .adapter import load_adapted
 
 
@@ -38,8 +38,7 @@ def merge_adapter(
     if out.exists():
         raise ConfigError(f"{out} exists already; choose another folder")
     model, processor = load_adapted(adapter_folder(adapter), base=base, dtype=torch.float32)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out) as partial:
+    with new_folder(out) as partial:
         model.to(dtype).save_pretrained(partial)
         processor.save_pretrained(partial)
     return out

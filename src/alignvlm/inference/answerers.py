@@ -19,12 +19,8 @@ from ..errors import ConfigError
 from ..files import file_sha256
 from ..model.config import AlignVLMConfig
 from ..model.generation import AlignVLMForConditionalGeneration
-from ..processing.processor import (
-    AlignVLMProcessor,
-    chat_template_for,
-    reserved_image_token,
-    template_errors,
-)
+from ..processing.chat_templates import apply_template, chat_template_for
+from ..processing.processor import AlignVLMProcessor, reserved_image_token
 from ..processing.verbatim import hidden, tokenized, wrapped
 from ..weights.folder import loaded
 from ..weights.resolve import resolve
@@ -264,13 +260,14 @@ class LanguageModel:
         self, texts: Sequence[str], max_new_tokens: Sequence[int], *, guard: bool
     ) -> list[Generated]:
         """The answers to a batch of user turns."""
-        with template_errors():
-            written = self.tokenizer.apply_chat_template(
-                [wrapped(chat(text, []), self.tokenizer) for text in texts],
-                chat_template=self.chat_template,
-                tokenize=False,
-                add_generation_prompt=True,
-            )
+        written = apply_template(
+            self.tokenizer.apply_chat_template,
+            [wrapped(chat(text, []), self.tokenizer) for text in texts],
+            self.chat_template,
+            chat_template=self.chat_template,
+            tokenize=False,
+            add_generation_prompt=True,
+        )
         written = [hidden(text, self.tokenizer) for text in written]
         # the template writes what a text begins with
         batch = tokenized(self.tokenizer, written, add_special_tokens=False, verbose=False)

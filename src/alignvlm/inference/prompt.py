@@ -135,6 +135,7 @@ def together(parts: Sequence[Encoded]) -> Encoded:
         blank=joined([part.blank for part in parts]),
         order=joined([part.order for part in parts]),
         pages=joined([part.pages for part in parts]),
+        rows=joined([part.rows for part in parts]),
     )
 
 

@@ -163,19 +163,27 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
         Returns:
             ``input_ids [B, L']``, ``inputs_embeds [B, L', D]``, ``attention_mask [B, L']``.
         """
-        merged = self.model.merge(
-            input_ids, pixel_values, image_grids, attention_mask, encoded=encoded
-        )
-        if merged.kept is None:
+        if encoded is None and pixel_values is not None and image_grids is not None:
+            encoded = self.model.encode(pixel_values, image_grids)
+        kept = None if encoded is None else self.model.kept(input_ids, encoded, attention_mask)
+        if encoded is None or kept is None:
+            embeds = self.model.merge(input_ids, pixel_values, encoded=encoded).inputs_embeds
             mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-            embeds = merged.inputs_embeds
             return {"input_ids": input_ids, "inputs_embeds": embeds, "attention_mask": mask}
-        compact = Compact.of(merged.kept)
-        return {
-            "input_ids": self._short_ids(input_ids, compact),
-            "inputs_embeds": compact.gather(merged.inputs_embeds),
-            "attention_mask": compact.mask,
-        }
+        compact = Compact.of(kept)
+        ids = self._short_ids(input_ids, compact)
+        embeds = self.model.merge(ids).inputs_embeds
+        # blank tokens, which are most of a page, are never put together
+        place, number = self._placeholders(input_ids)
+        place = compact.gather(place) & compact.mask.bool()
+        visual = encoded.visual(compact.gather(number)[place]).to(embeds.device, embeds.dtype)
+        embeds = embeds.masked_scatter(place[..., None], visual)
+        return {"input_ids": ids, "inputs_embeds": embeds, "attention_mask": compact.mask}
+
+    def _placeholders(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Which positions they are, and the number of each in all prompts together."""
+        place = input_ids == self.config.image_token_id
+        return place, (place.flatten().cumsum(0) - 1).view_as(place)
 
     def _short_ids(self, input_ids: Tensor, compact: Compact) -> Tensor:
         # padding points at the prompt's start, which may be a placeholder
@@ -196,11 +204,10 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
         mask = {} if attention_mask is None else {"attention_mask": attention_mask}
         prompt, tokens = {"input_ids": input_ids, **mask}, encoded.tokens
         if kept is not None:
-            compact, every = Compact.of(kept), torch.cat(tokens)
-            place = input_ids == self.config.image_token_id
-            number = (place.flatten().cumsum(0) - 1).view_as(place)
+            compact = Compact.of(kept)
+            place, number = self._placeholders(input_ids)
             chosen = [number[b, row[place[b, row]]] for b, row in enumerate(kept)]
-            tokens = [every[index.to(every.device)] for index in chosen if len(index)]
+            tokens = [encoded.visual(index) for index in chosen if len(index)]
             ids = self._short_ids(input_ids, compact)
             prompt = {"input_ids": ids, "attention_mask": compact.mask}
         image = BaseModelOutputWithPooling(pooler_output=tokens)  # type: ignore[arg-type]

@@ -290,7 +290,7 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
             AlignVLMError: placeholders and visual tokens do not match; the sample is named.
         """
         mask = input_ids == self.config.image_token_id
-        lengths = [len(image) for image in encoded.tokens]
+        lengths = encoded.lengths
         groups = group_images(mask.sum(-1).tolist(), lengths)
         if encoded.blank is None:
             return None

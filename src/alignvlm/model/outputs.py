@@ -63,6 +63,8 @@ class Encoded(NamedTuple):
             ``tokens``; the others are blank. ``None``: page order.
         pages: what such an encoder read on each image; else ``None``.
         vocab_loss: the loss on P_vocab, if there were targets.
+        rows: where ``tokens`` has only those that are not blank, the row of each of the ``n_i``;
+            see :meth:`lean`.
     """
 
     features: Tensor
@@ -72,6 +74,36 @@ class Encoded(NamedTuple):
     order: list[list[Tensor]] | None = None
     pages: list[Any] | None = None
     vocab_loss: VocabLoss | None = None
+    rows: list[Tensor] | None = None
+
+    @property
+    def lengths(self) -> list[int]:
+        """Visual tokens of each image, blank ones too."""
+        return [len(one) for one in (self.tokens if self.rows is None else self.rows)]
+
+    def lean(self) -> Encoded:
+        """What a prompt needs: without features and, where blanks are dropped, without theirs."""
+        features = self.features.new_empty(0, *self.features.shape[1:])
+        if self.blank is None:
+            return self._replace(features=features)
+        keep = [~blank[:, 0] for blank in self.blank]
+        return self._replace(
+            features=features,
+            tokens=[tokens[own] for tokens, own in zip(self.tokens, keep, strict=True)],
+            rows=[(own.cumsum(0) - 1).clamp_min(0) for own in keep],
+        )
+
+    def visual(self, index: Tensor) -> Tensor:
+        """Visual tokens ``[k, D]`` by their numbers in all images together, none of them blank;
+        images are not copied into one piece for it."""
+        index, start = index.to(self.tokens[0].device), 0
+        found = self.tokens[0].new_empty(len(index), self.tokens[0].shape[-1])
+        for number, (tokens, length) in enumerate(zip(self.tokens, self.lengths, strict=True)):
+            here = (index >= start) & (index < start + length)
+            own = index[here] - start
+            found[here] = tokens[own if self.rows is None else self.rows[number][own]]
+            start += length
+        return found
 
     def image(self, number: int) -> Encoded:
         """One image alone, without its thumbnail."""

@@ -1,45 +1,17 @@
-"""Text and images in, model inputs out; and the chat templates."""
+"""Text and images in, model inputs out."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from traceback import walk_tb
 from typing import Any
 
 from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import ImagesKwargs, MultiModalData, ProcessingKwargs
 from transformers.processing_utils import ProcessorMixin as _ProcessorMixin
 
-from ..errors import AlignVLMError, ConfigError, DataError
+from ..errors import ConfigError, DataError
 from ..model.config import AlignVLMConfig
 from ..tiling import Grid, token_row_lengths
+from .chat_templates import apply_template, chat_template_for
 from .image_processor import AlignVLMImageProcessor, AlignVLMImagesKwargs
 
-_CONTENT = (
-    "{%- macro content(message) -%}"
-    "{%- if message['content'] is string -%}{{ message['content'] }}"
-    "{%- else -%}{%- for part in message['content'] -%}"
-    "{%- if part['type'] == 'image' -%}{{ image_token }}{{ '\\n' }}"
-    "{%- elif part['type'] == 'text' -%}{{ part['text'] }}{%- endif -%}"
-    "{%- endfor -%}{%- endif -%}{%- endmacro -%}"
-)
-CHATML = (
-    "{%- set image_token = 'IMAGE_TOKEN' -%}" + _CONTENT + "{%- for message in messages -%}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' }}"
-    "{%- if message['role'] == 'assistant' -%}"
-    "{%- generation -%}{{ content(message) + '<|im_end|>' }}{%- endgeneration -%}{{ '\\n' }}"
-    "{%- else -%}{{ content(message) + '<|im_end|>\\n' }}{%- endif -%}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
-)
-LLAMA3 = (
-    "{%- set image_token = 'IMAGE_TOKEN' -%}" + _CONTENT + "{{ '<|begin_of_text|>' }}"
-    "{%- for message in messages -%}"
-    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}"
-    "{%- if message['role'] == 'assistant' -%}"
-    "{%- generation -%}{{ content(message) + '<|eot_id|>' }}{%- endgeneration -%}"
-    "{%- else -%}{{ content(message) + '<|eot_id|>' }}{%- endif -%}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}"
-    "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif -%}"
-)
 IMAGE_TOKENS = (
     "<image>",
     "<|image|>",
@@ -51,10 +23,6 @@ IMAGE_TOKENS = (
     "[unused0]",
 )
 """Tokens that tokenizers reserve and never write; the first one present stands for an image."""
-
-
-TEMPLATE = "<template>"
-"""What jinja calls a template that comes from no file."""
 
 
 def reserved_image_token(tokenizer: Any) -> str:
@@ -83,41 +51,6 @@ def space_token_id(tokenizer: Any) -> int:
     if len(ids) != 1:
         raise ConfigError("a space is not one token of this tokenizer; set blank_token_id by hand")
     return ids[0]
-
-
-def chat_template_for(tokenizer: Any, image_token: str) -> str:
-    """A chat template in the language model's format, with images and ``{% generation %}`` marks.
-
-    Raises:
-        ConfigError: the format is not known; pass ``chat_template`` by hand.
-    """
-    vocabulary = tokenizer.get_vocab()
-    if "<|im_start|>" in vocabulary:
-        return CHATML.replace("IMAGE_TOKEN", image_token)
-    if "<|start_header_id|>" in vocabulary:
-        return LLAMA3.replace("IMAGE_TOKEN", image_token)
-    raise ConfigError(
-        "the tokenizer's chat format is neither ChatML nor Llama 3; give a chat_template with "
-        "{% generation %} marks around the assistant's text"
-    )
-
-
-@contextmanager
-def template_errors() -> Iterator[None]:
-    """Within, what fails in a chat template is a :class:`ConfigError`: the sandbox refuses it, it
-    asks for what is not there, or it raises itself."""
-    try:
-        yield
-    except AlignVLMError:
-        raise
-    except Exception as error:
-        frames = walk_tb(error.__traceback__)
-        # jinja writes the template's own lines into the traceback
-        inside = any(frame.f_code.co_filename.startswith(TEMPLATE) for frame, _ in frames)
-        if not inside and not type(error).__module__.startswith("jinja2"):
-            raise
-        line = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise ConfigError(f"the model's chat template cannot be used: {line}") from None
 
 
 class AlignVLMProcessorKwargs(ProcessingKwargs, total=False):
@@ -201,16 +134,19 @@ class AlignVLMProcessor(_ProcessorMixin):
             kwargs.setdefault("add_special_tokens", False)
         return super().__call__(images, text, *args, **kwargs)
 
-    def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
-        """As transformers has it.
+    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
+        """As transformers has it, in bounded time and memory.
 
         Raises:
-            ConfigError: there is no template, or it fails; it comes with the model.
+            ConfigError: there is no template, or it fails or does too much; it comes with the
+                model.
         """
-        if self.chat_template is None and not kwargs.get("chat_template"):
+        named = dict(zip(("chat_template", "tools", "documents"), args))
+        template = {**kwargs, **named}.get("chat_template") or self.chat_template
+        if template is None:
             raise ConfigError("the model has no chat template (chat_template.jinja)")
-        with template_errors():
-            return super().apply_chat_template(*args, **kwargs)
+        apply = super().apply_chat_template
+        return apply_template(apply, conversation, template, **kwargs, **named)
 
     def placeholders(self, grid: Grid, thumbnail: bool) -> str:
         """What an image's placeholder grows to."""

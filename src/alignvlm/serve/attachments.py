@@ -127,6 +127,8 @@ def decode(
                 image = file.render(page, DPI, limits.max_pixels)
             yield image
             del image
+        if isinstance(file, Picture):  # Pillow keeps the pixels of an open one
+            file.image.close()
 
 
 @contextmanager

@@ -205,9 +205,7 @@ class Generator(ChatCompletionHandler):
         )
 
     def _encode(self, page: Image.Image) -> Encoded:
-        encoded = encode_pages(self.model, self.processor, [page])
-        features = encoded.features  # nothing here looks at them again
-        return encoded._replace(features=features.new_empty(0, *features.shape[1:]))
+        return encode_pages(self.model, self.processor, [page]).lean()
 
     def _prompt(self, request: ChatRequest, counts: list[int], encoded: Encoded | None) -> Prompt:
         """The prompt with so many pages for each document, encoded before."""

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
 from ..connectors.configs import AlignConfig, connector_config
 from ..errors import ConfigError
-from ..files import replacing
+from ..files import new_folder
 from ..weights.folder import loaded
 from ..weights.resolve import resolve
 from . import CONVERTED
@@ -284,8 +284,7 @@ def convert_folder(
 
 def _write(model: Any, host: Path, out: Path) -> None:
     """Model, and the host's processor and tokenizer files, beside ``out``; then all at once."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out) as partial:
+    with new_folder(out) as partial:
         model.save_pretrained(partial)
         for file in sorted(host.iterdir()):
             other = file.suffix in OTHER_FILES and not file.name.endswith(".index.json")

