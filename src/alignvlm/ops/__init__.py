@@ -9,8 +9,8 @@ One op serves ALIGN and Ovis. For every row ``x`` (the output of ALIGN's inner L
 
 ``reference`` writes that down densely; ``chunked`` goes over the vocabulary in blocks. It keeps the
 ``N x V`` logits for the backward pass where they fit a budget, and otherwise streams: it then never
-holds an ``N x V`` matrix, forward or backward. Both return the logsumexp of ``s`` and, for given target
-ids, the logits ``s[target]``: a cross-entropy on P_vocab is ``logsumexp - target_logits``.
+holds an ``N x V`` matrix, forward or backward. Both return the logsumexp of ``s`` and, for given
+target ids, the logits ``s[target]``: a cross-entropy on P_vocab is ``logsumexp - target_logits``.
 """
 
 from __future__ import annotations

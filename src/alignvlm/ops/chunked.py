@@ -16,9 +16,9 @@ h (of the logsumexp) and t (of the target logits)::
     dW = aᵀ(r x) − 1 (Σ_n r S1/V x)ᵀ − (W − 1w̄ᵀ) M − (b − b̄) mᵀ,   M = Σ_n q x xᵀ, m = Σ_n q x,
     db = Σ_n r a − Σ_n r S1/V − (W − 1w̄ᵀ) m − (b − b̄) Σ_n q,        q = r² S2/V
 
-so when streamed the LayerNorm's contribution is a D x D correction after the sweep (``corrections.py``), and the
-targets' a few gathered rows. dx keeps the same form for given statistics; dW and db then lose their
-corrections.
+so when streamed the LayerNorm's contribution is a D x D correction after the sweep
+(``corrections.py``), and the targets' a few gathered rows. dx keeps the same form for given
+statistics; dW and db then lose their corrections.
 
 The sweeps are custom operators: ``torch.compile`` and checkpointing see one node each.
 """

@@ -135,10 +135,10 @@ def correct_tile(
     assert rows.rstd is not None
     z_hat = _normalised(z, rows, Columns(bias, None, None), s1.dtype)
     r = rows.rstd
-    dz = torch.sub(z_hat.mul_((-r * s2)[:, None]).add_(a), (r * s1)[:, None], out=a)
+    tilted, shift = z_hat.mul_((-r * s2)[:, None]).add_(a), (r * s1)[:, None]
     if sums is not None:
-        sums.add_(dz.sum(0, dtype=sums.dtype))
-    return dz
+        sums.add_((tilted - shift).sum(0))  # before it is rounded
+    return torch.sub(tilted, shift, out=a)
 
 
 def _normalised(z: Tensor, rows: Rows, columns: Columns, dtype: torch.dtype) -> Tensor:
