@@ -235,8 +235,11 @@ def attention(i: Inputs) -> Tensor:
     return mixed[0, 0, :, : i.table.shape[1]]
 
 
-def ours(impl: Literal["auto", "reference", "chunked"], chunk_size: int | None) -> Implementation:
-    """``alignvlm.ops.vocab_mixture`` with one of its own implementations."""
+def ours(
+    impl: Literal["auto", "reference", "chunked"], chunk_size: int | None, keep: float | None = None
+) -> Implementation:
+    """``alignvlm.ops.vocab_mixture`` with one of its own implementations, and ``keep`` GiB for
+    kept logits."""
 
     def run(i: Inputs) -> Tensor:
         output = vocab_mixture(
@@ -248,6 +251,7 @@ def ours(impl: Literal["auto", "reference", "chunked"], chunk_size: int | None) 
             eps=EPS,
             impl=impl,
             chunk_size=chunk_size,
+            keep_logits_gib=keep,
         ).output
         assert output is not None
         return output
@@ -262,11 +266,14 @@ RIVALS: dict[str, Implementation] = {
     "compiled": compiled,
     "attention": attention,
 }
-WARM = "chunked-warm"
-"""Ours on weights that did not change since the last call, as within an accumulated gradient."""
-OURS = ("chunked", WARM, "reference")
-IMPLS = ("chunked", WARM, *RIVALS)
-"""Measured by default; ``reference`` is our own dense oracle."""
+STREAMED = "streamed"
+"""Ours, told to keep no logits."""
+WARM = "streamed-warm"
+"""The same on weights that did not change since the last call, as within an accumulated gradient:
+their row statistics are remembered."""
+OURS = ("chunked", STREAMED, WARM, "reference")
+IMPLS = ("chunked", STREAMED, WARM, *RIVALS)
+"""Measured by default; ``chunked`` chooses its way itself, ``reference`` is our dense oracle."""
 
 
 def implementation(name: str, chunk_size: int | None = None) -> Implementation:
@@ -277,7 +284,8 @@ def implementation(name: str, chunk_size: int | None = None) -> Implementation:
     """
     if name not in OURS:
         return RIVALS[name]
-    return ours("reference" if name == "reference" else "chunked", chunk_size)
+    keep = 0 if name in (STREAMED, WARM) else None
+    return ours("reference" if name == "reference" else "chunked", chunk_size, keep)
 
 
 # --- an oracle for a few rows --------------------------------------------------------------------
@@ -347,7 +355,7 @@ def estimated_bytes(name: str, shape: Shape, setting: Setting, itemsize: int, de
     elif name == "attention":
         total += 4 * 6 * matrix + (copies * logits if device.startswith("cuda") else 0)
     else:
-        total += 256 * 2**20
+        total += 256 * 2**20 + (2 * logits if name == "chunked" else 0)
     return total
 
 

@@ -65,7 +65,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "shape": ["48,512,32"],
         "setting": ["trained", "inference"],
         "repeats": 2,
-        "impls": ["chunked", "naive", "checkpoint", "row-chunked", "attention"],
+        "impls": ["chunked", "streamed", "naive", "checkpoint", "row-chunked", "attention"],
     },
 }
 DEFAULTS: dict[str, Any] = {"dtype": "float32", "repeats": 7, "impls": list(c.IMPLS)}

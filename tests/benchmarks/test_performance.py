@@ -110,7 +110,10 @@ def test_recomputation_is_counted_but_is_not_standard():
 
 def test_products_of_our_op_are_seen():
     inputs = c.random_inputs(SHAPE, "float32", "cpu", "trained", True)
-    ours = vocab_mixture.MixtureRun(c.implementation("chunked", 32), inputs, "cpu")
+    kept = vocab_mixture.MixtureRun(c.implementation("chunked", 32), inputs, "cpu")
+    g = SHAPE.product_flops
+    assert vocab_mixture.counted_flops(kept) == {"forward": 2 * g, "backward": 4 * g, "both": 6 * g}
+    ours = vocab_mixture.MixtureRun(c.implementation(c.STREAMED, 32), inputs, "cpu")
     counted = vocab_mixture.counted_flops(ours)
     # 2G, 4G or 5G, and what the row statistics and their corrections take
     extra = 4 * SHAPE.width**2 * (2 * SHAPE.vocab + 4 * SHAPE.rows)
@@ -150,7 +153,7 @@ def test_every_kind_of_product_is_counted_once(how):
 def test_all_implementations_compute_the_same(setting, affine, monkeypatch):
     monkeypatch.setattr(c, "row_block", lambda vocab, device: 10)
     found = {}
-    for name in ("naive", "checkpoint", "row-chunked", "attention", "chunked", "reference"):
+    for name in ("naive", "checkpoint", "row-chunked", "attention", *c.OURS):
         inputs = c.random_inputs(SHAPE, "float64", "cpu", setting, affine)
         output = c.implementation(name, 32)(inputs)
         output.backward(inputs.upstream)

@@ -299,6 +299,7 @@ class AlignConnector(Inspected):
                 self._table(text_embedding),
                 targets=rows,
                 impl=self.config.impl,
+                keep_logits_gib=self.config.keep_logits_gib,
                 **self._norm(),
             )
 

@@ -53,6 +53,8 @@ class AlignConfig(ConnectorConfigBase):
             a trained connector sets it, so that each kept token's logit stays what it was.
         eps: epsilon of both LayerNorms.
         impl: implementation of the op, see :func:`alignvlm.ops.vocab_mixture`.
+        keep_logits_gib: GiB that the op may take to keep its logits for the backward pass;
+            ``None``: an eighth of the device's free memory.
     """
 
     type: Literal["align"] = "align"
@@ -64,6 +66,9 @@ class AlignConfig(ConnectorConfigBase):
     full_statistics: bool = False
     eps: float = Field(1e-5, gt=0)
     impl: Literal["auto", "reference", "chunked"] = "auto"
+    keep_logits_gib: float | None = Field(
+        None, ge=0, description="memory for kept logits, see alignvlm.ops.vocab_mixture"
+    )
 
     @model_validator(mode="after")
     def _keys_fit(self) -> AlignConfig:
@@ -112,6 +117,9 @@ class OvisConfig(ConnectorConfigBase):
     )
     eps: float = Field(1e-5, gt=0)
     impl: Literal["auto", "reference", "chunked"] = "auto"
+    keep_logits_gib: float | None = Field(
+        None, ge=0, description="memory for kept logits, see alignvlm.ops.vocab_mixture"
+    )
 
 
 class HReducerConfig(ConnectorConfigBase):

@@ -54,6 +54,7 @@ class OvisConnector(Connector):
                 normalize=self.norm is not None,
                 eps=self.config.eps,
                 impl=self.config.impl,
+                keep_logits_gib=self.config.keep_logits_gib,
             ).output
         assert output is not None
         return output

@@ -7,9 +7,10 @@ One op serves ALIGN and Ovis. For every row ``x`` (the output of ALIGN's inner L
     p = softmax(s)                                Eq. 1, arXiv 2502.01341
     o = pᵀ E                                      Eq. 2
 
-``reference`` writes that down densely; ``chunked`` streams the vocabulary and never holds an
-``N x V`` matrix, forward or backward. Both return the logsumexp of ``s`` and, for given target
-ids, the logits ``s[target]``: a cross-entropy on P_vocab is ``logsumexp - target_logits``.
+``reference`` writes that down densely; ``chunked`` goes over the vocabulary in blocks. It keeps the
+``N x V`` logits for the backward pass where they fit a budget, and otherwise streams: it then never
+holds an ``N x V`` matrix, forward or backward. Both return the logsumexp of ``s`` and, for given
+target ids, the logits ``s[target]``: a cross-entropy on P_vocab is ``logsumexp - target_logits``.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def vocab_mixture(
         targets: int64, ids to return the logit of: the leading shape of ``x``, or that and one more
             axis for several ids a row. Negative ids are
             ignored (logit 0, no gradient).
-        impl: ``chunked`` (streams), ``reference`` (dense) or ``auto`` (chunked).
+        impl: ``chunked`` (block by block), ``reference`` (dense) or ``auto`` (chunked).
         chunk_size: vocabulary rows per block; default: chosen from N so that a block of logits
             stays small.
         keep_logits_gib: ``chunked`` keeps the ``N x V`` logits for the backward pass where they

@@ -17,8 +17,6 @@ CPU_ROWS = 1024
 CUDA_ROWS = 16384
 CUDA_TILE_BYTES = 96 * 2**20
 """On a GPU a tile is large enough to keep every matrix product near its peak rate."""
-CUDA_KEPT_TILE_BYTES = 256 * 2**20
-"""Beside kept logits there is room for more."""
 KEPT_ROWS = {"cpu": 512, "cuda": 1024}
 """Kept logits are worked on in two groups of rows, unless they would have fewer rows than this: a
 second array of the size of a group is needed."""
@@ -79,9 +77,13 @@ def choose_blocks(
     tiles = max(1, -(-rows // limit))
     tile_rows = max(1, -(-rows // tiles))
     if columns is None:
-        on_card = CUDA_KEPT_TILE_BYTES if kept else CUDA_TILE_BYTES
-        tile_bytes = on_card if on_gpu else CPU_TILE_BYTES
-        fitting = tile_bytes // (tile_rows * 4) // 64 * 64
+        if kept and on_gpu:  # beside so many logits large tiles are small
+            tile_items = rows * vocab // 16
+        elif kept:  # several arrays of this size are in use at once
+            tile_items = CPU_TILE_BYTES // 16
+        else:
+            tile_items = (CUDA_TILE_BYTES if on_gpu else CPU_TILE_BYTES) // 4
+        fitting = -(-tile_items // (tile_rows * 64)) * 64
         columns = max(512, min(fitting, 32768 if on_gpu else 8192))
     columns = max(1, min(columns, vocab))
     return Blocks(columns, tile_rows, kept)

@@ -1,7 +1,8 @@
-"""``vocab_mixture`` streamed over the vocabulary: exact, one sweep forward and one backward.
+"""``vocab_mixture`` block by block over the vocabulary: exact, logits kept or computed twice.
 
-Shapes: N rows, V vocabulary, D width, R x K a tile of the logits, M targets a row. Nothing of size
-N x V exists: logits are computed again in the backward sweep, unless they are small.
+Shapes: N rows, V vocabulary, D width, R x K a tile of the logits, M targets a row. Where the logits
+fit a budget they are kept, and everything is taken from them (``kept``). Otherwise nothing of size
+N x V exists: one sweep forward, and one backward that computes the logits again.
 
 With ẑ = (z − μ) r, s = γẑ + β, p = softmax(s), o = pᵀE, and upstream gradients g (of o),
 h (of the logsumexp) and t (of the target logits)::
@@ -15,9 +16,9 @@ h (of the logsumexp) and t (of the target logits)::
     dW = aᵀ(r x) − 1 (Σ_n r S1/V x)ᵀ − (W − 1w̄ᵀ) M − (b − b̄) mᵀ,   M = Σ_n q x xᵀ, m = Σ_n q x,
     db = Σ_n r a − Σ_n r S1/V − (W − 1w̄ᵀ) m − (b − b̄) Σ_n q,        q = r² S2/V
 
-so the LayerNorm's contribution is a D x D correction after the sweep (``corrections.py``), and the
-targets' a few gathered rows. dx keeps the same form for given statistics; dW and db then lose their
-corrections.
+so when streamed the LayerNorm's contribution is a D x D correction after the sweep
+(``corrections.py``), and the targets' a few gathered rows. dx keeps the same form for given
+statistics; dW and db then lose their corrections.
 
 The sweeps are custom operators: ``torch.compile`` and checkpointing see one node each.
 """

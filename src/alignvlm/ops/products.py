@@ -21,18 +21,20 @@ def operand_dtype(x: Tensor, full: torch.dtype) -> torch.dtype:
 def product(a: Tensor, b: Tensor, dtype: torch.dtype, *, for_transpose: bool = False) -> Tensor:
     """``a @ b``, accumulated and rounded in ``dtype``.
 
-    With ``for_transpose`` the result may lie in memory column by column: its transpose is then what
-    :func:`accumulate` multiplies fastest.
+    With ``for_transpose`` the result lies in memory column by column on a CPU: its transpose is
+    then what :func:`accumulate` multiplies fastest.
     """
     if dtype != a.dtype:
         return torch.mm(a, b, out_dtype=dtype)
-    if for_transpose and _suits_onednn(b.T):
-        return _onednn(b.T, a.T).T
+    if for_transpose and a.device.type == "cpu":
+        return product(b.T, a.T, dtype).T
     return _onednn(a, b) if _suits_onednn(a) else torch.mm(a, b)
 
 
 def store(out: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """``out = a @ b``, accumulated in full precision and rounded once."""
+    if out.stride(0) < out.stride(1):  # it lies column by column
+        return store(out.T, b.T, a.T).T
     if out.dtype == a.dtype and not _suits_onednn(a):
         return torch.mm(a, b, out=out)
     narrower = out.dtype.itemsize < a.dtype.itemsize  # half precision on a CPU
@@ -49,8 +51,8 @@ def accumulate(out: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def _suits_onednn(a: Tensor) -> bool:
     """Whether oneDNN multiplies faster than the BLAS behind ``torch.mm``.
 
-    In fp32 on a CPU it does (by a tenth to a fifth on AMD, where MKL leaves AVX-512 unused), unless
-    ``a`` is transposed: oneDNN's entry then copies it first.
+    In fp32 on a CPU with AVX-512 it does (by a tenth to a fifth on AMD, where MKL does not use it),
+    unless ``a`` is transposed: oneDNN's entry then copies it first. With AVX2 it is the slower one.
     """
     on_cpu = a.device.type == "cpu" and a.dtype == torch.float32
     return on_cpu and _HAS_ONEDNN and a.is_contiguous() and a.numel() > 0
@@ -61,8 +63,10 @@ def _onednn(a: Tensor, b: Tensor) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(a, b.T, None, "none", [], "")
 
 
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(
-    torch.ops.mkldnn, "_linear_pointwise"
+_HAS_ONEDNN = (
+    torch.backends.mkldnn.is_available()
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    and torch.backends.cpu.get_cpu_capability() == "AVX512"
 )
 
 

@@ -82,13 +82,7 @@ class Sweep:
         if not self.blocks.kept:
             return product(self.xs[rows], w.T, self.dtype, for_transpose=for_transpose)
         place = self.kept[rows, block]
-        if self.filled:
-            return place
-        if place.device.type != "cpu":
-            return store(place, self.xs[rows], w.T)
-        tile = product(self.xs[rows], w.T, self.dtype, for_transpose=True)
-        place.copy_(tile)
-        return tile  # still in cache
+        return place if self.filled else store(place, self.xs[rows], w.T)
 
     def target_z_hat(self, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Clamped ids and ẑ (z without the LayerNorm) at each target, ``[N, M]``."""

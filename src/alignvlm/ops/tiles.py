@@ -96,8 +96,12 @@ def backward_tile(
         p.add_(columns.beta)
     p.sub_(lse[:, None]).exp_()
     ds = p * -offset[:, None] if upstream is None else upstream.sub_(offset[:, None]).mul_(p)
-    a = _collect(ds, z_hat, rows, columns, sums)
-    return p.to(operand), a.to(operand) if out is None else out.copy_(a)
+    a = _collect(ds, z_hat, columns, sums)
+    r = 1 if rows.rstd is None else rows.rstd[:, None]
+    a = torch.mul(a, r, out=a if out is None else out)
+    if sums.bias is not None:
+        sums.bias.add_(a.sum(0))
+    return p.to(operand), a.to(operand)
 
 
 def statistics_tile(z: Tensor, bias: Tensor | None, seen: int, mean: Tensor, moved: Tensor) -> None:
@@ -131,10 +135,10 @@ def correct_tile(
     assert rows.rstd is not None
     z_hat = _normalised(z, rows, Columns(bias, None, None), s1.dtype)
     r = rows.rstd
-    dz = z_hat.mul_((-r * s2)[:, None]).add_(a).sub_((r * s1)[:, None])
+    tilted, shift = z_hat.mul_((-r * s2)[:, None]).add_(a), (r * s1)[:, None]
     if sums is not None:
-        sums.add_(dz.sum(0))
-    return a.copy_(dz)
+        sums.add_((tilted - shift).sum(0))  # before it is rounded
+    return torch.sub(tilted, shift, out=a)
 
 
 def _normalised(z: Tensor, rows: Rows, columns: Columns, dtype: torch.dtype) -> Tensor:
@@ -146,8 +150,8 @@ def _normalised(z: Tensor, rows: Rows, columns: Columns, dtype: torch.dtype) -> 
     return (z + columns.bias).sub_(rows.mu[:, None]).mul_(rows.rstd[:, None])
 
 
-def _collect(ds: Tensor, z_hat: Tensor, rows: Rows, columns: Columns, sums: Sums) -> Tensor:
-    """Add to the sums; returns r∘a in ds's place."""
+def _collect(ds: Tensor, z_hat: Tensor, columns: Columns, sums: Sums) -> Tensor:
+    """Add to the sums over what is there already; returns a in ds's place."""
     if sums.beta is not None:
         sums.beta.add_(ds.sum(0))
     if sums.gamma is not None or sums.s2 is not None:
@@ -162,10 +166,6 @@ def _collect(ds: Tensor, z_hat: Tensor, rows: Rows, columns: Columns, sums: Sums
         sums.z_hat.add_(z_hat.sum(-1))
     if columns.gamma is not None:
         ds.mul_(columns.gamma)
-    if rows.rstd is not None:
-        ds.mul_(rows.rstd[:, None])
-    if sums.bias is not None:
-        sums.bias.add_(ds.sum(0))
     return ds
 
 
