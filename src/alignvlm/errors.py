@@ -32,8 +32,9 @@ class WeightsError(AlignVLMError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the closest known name, or ``""`` if none is close."""
-    match = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
-    return f" (did you mean {match[0]!r}?)" if match else ""
+    spelled = {str(k).lower(): str(k) for k in known}
+    match = difflib.get_close_matches(str(name).lower(), spelled, n=1)
+    return f" (did you mean {spelled[match[0]]!r}?)" if match else ""
 
 
 def describe_validation_error(error: ValidationError, known: Iterable[str] = ()) -> str:

@@ -52,8 +52,8 @@ pull REFERENCE --json
 read MODEL FILE... --dpi --format --json --max-pages --out --pages --password --tokens
 serve MODEL --allow-no-key --allow-urls --api-key --host --json --max-body-mib --max-images
     --max-new-tokens --max-pixels --name --port --queue --timeout
-train RECIPE --dry-run --json --no-dry-run --no-overwrite --no-resume --out --overwrite --resume
-    --set
+train RECIPE --check-data --dry-run --json --no-dry-run --no-overwrite --no-resume --out --overwrite
+    --resume --set
 """
 
 
@@ -235,5 +235,9 @@ def test_json_lines_have_the_documented_keys(command, tiny_model_dir, make_image
     embedded = keys("embed", tiny_model_dir, page, "--out", "x.pt")
     assert [embedded - {"out"}] == documented("embed")
     assert keys("train", "tiny", "--dry-run") == documented("train")[1]
+    assert keys("train", "tiny", "--check-data") == documented("train")[2]
     assert [keys("plan", "tiny")] == documented("plan")
-    assert [keys("data", "show", "tiny", "--model", tiny_model_dir)] == documented("data show")
+    assert [
+        keys("data", "show", "tiny", "--model", tiny_model_dir),
+        keys("data", "show", "mPLUG/DocDownstream-1.0"),
+    ] == documented("data show")

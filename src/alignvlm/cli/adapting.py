@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ..errors import AlignVLMError
+from ..errors import AlignVLMError, DataError
 from .options import (
     DPI,
     MAX_NEW_TOKENS,
@@ -33,6 +33,10 @@ def train(
     resume: Resume = False,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
+    check_data: Annotated[
+        bool,
+        typer.Option("--check-data", help="read three records of each source, and say what lacks"),
+    ] = False,
     set_: Sets = None,
     json_: Json = False,
 ) -> None:
@@ -40,6 +44,16 @@ def train(
     from ..train.recipe import load_recipe
 
     loaded = load_recipe(recipe, set_)
+    if check_data:
+        from ..train.check_data import check_data as check
+
+        found = check(loaded)
+        emit(json_, found.to_dict(), found.to_text())
+        if found.missing:
+            raise DataError(
+                f"{found.missing} of {len(found.sources)} sources of {loaded.name} cannot be read"
+            )
+        return
     if dry_run:
         from ..train.estimate import estimate
 

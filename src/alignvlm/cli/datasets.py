@@ -85,7 +85,10 @@ def data_from_scans(
 
 @data_app.command("show")
 def data_show(
-    recipe: Annotated[str, typer.Argument(help="a recipe, or a JSONL file of records")],
+    recipe: Annotated[
+        str,
+        typer.Argument(help="a recipe, a JSON or JSONL file of records, or a published set's id"),
+    ],
     model: Annotated[
         str | None, typer.Option(help="model whose processor encodes; default: the recipe's")
     ] = None,
@@ -95,7 +98,19 @@ def data_show(
     set_: Sets = None,
     json_: Json = False,
 ) -> None:
-    """Print one sample as the model gets it: ids, label mask, page, and grounded targets."""
+    """Print one sample as the model gets it: ids, label mask, page, and grounded targets.
+
+    Of a published data set: its licence, size, configurations and columns.
+    """
+    from ..data.hub.catalogue import published
+
+    known = published(recipe)
+    if known is not None and not Path(recipe).is_file():
+        from ..data.hub.description import describe
+
+        described = describe(known, recipe)
+        emit(json_, described.to_dict(), described.to_text())
+        return
     from ..train.show import show
 
     shown = show(recipe, model=model, stage=stage, index=index, overrides=set_)
@@ -163,7 +178,7 @@ def open_source(
     path = Path(name)
     if name.lstrip().startswith("{"):
         return _entry(name, seed)
-    if path.suffix == ".jsonl" or (path.is_dir() and (path / RECORDS).is_file()):
+    if path.suffix in (".jsonl", ".json") or (path.is_dir() and (path / RECORDS).is_file()):
         return JsonlSource(path / RECORDS if path.is_dir() else path, require_answer=False)
     if path.is_dir():
         return _benchmark(path, split)

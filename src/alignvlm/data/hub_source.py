@@ -1,60 +1,164 @@
 """Hugging Face data sets (from the hub, or local copies of them) as sources.
 
+The sets of the paper lie on the hub in nine layouts; :mod:`alignvlm.data.hub.catalogue` knows them.
 The ``datasets`` package is imported only when a set is opened.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, nearest
-from .columns import column_map, row_to_object
+from ..errors import DataError
+from .columns import Find, column_map, image_paths, row_to_object
+from .hub.archives import archives_in
+from .hub.catalogue import published
+from .hub.image_files import ImageFiles, images_at, with_images
+from .hub.place import fetched, local_copy
+from .hub.rows import TableName, load_stream, load_table, table_name
 from .records import Record, validate_record
 from .source import check_index, named
 
+FIRST_ROWS = 1000
+"""Among which one has an image, if any has."""
 
-def load_table(reference: str, split: str) -> Any:
-    """Open a hub id, a saved data set, a folder of parquet or JSONL files, or one such file."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(f"{reference}: needs the datasets package: pip install datasets") from error
-    where, path = f"{reference}[{split}]", Path(reference)
-    try:
-        if path.is_file():
-            kinds = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
-            if path.suffix not in kinds:
-                raise DataError(f"{where}: cannot read {path.suffix!r}; use parquet or jsonl")
-            kind, files = kinds[path.suffix], {split: str(path)}
-            return datasets.load_dataset(kind, data_files=files, split=split)
-        saved = any((path / name).exists() for name in ("state.json", "dataset_dict.json"))
-        if not saved:
-            return datasets.load_dataset(reference, split=split)
-        found = datasets.load_from_disk(reference)
-        if isinstance(found, datasets.DatasetDict):
-            if split not in found:
-                hint = nearest(split, found)
-                raise DataError(f"{where}: no such split{hint}; it has {', '.join(found)}")
-            found = found[split]
-        return found
-    except DataError:
-        raise
-    except Exception as error:  # datasets raises every kind of error, each with a usable message
-        raise DataError(f"{where}: {type(error).__name__}: {error}".splitlines()[0]) from error
+
+class HubSet:
+    """Which rows of a data set are meant, and how one becomes a record.
+
+    Args:
+        reference: hub id, folder written by ``save_to_disk``, folder of parquet or JSON files, or
+            one parquet, JSON, JSONL or CSV file. A copy below ``$ALIGNVLM_DATA`` is taken first.
+        split: split name.
+        columns: from ``image question answer`` (or ``images messages``), and perhaps ``id``, to
+            the set's own column names; ``None`` takes those known of a published set, or columns
+            that already have these names.
+        config: one of the set's configurations.
+        data_files: files of the set, by name or glob, if not all.
+        images: folder or archive of the images that its rows name.
+        question: asked of every image, for sets of captions or transcriptions.
+        require_answer: refuse rows without one.
+        name: the records' source.
+        download: fetch from the hub what is not here.
+
+    Raises:
+        DataError: nothing there, no such configuration or file.
+    """
+
+    def __init__(
+        self,
+        reference: str | Path,
+        split: str = "train",
+        columns: Mapping[str, str] | None = None,
+        *,
+        config: str | None = None,
+        data_files: Sequence[str] = (),
+        images: str | None = None,
+        question: str | None = None,
+        require_answer: bool = True,
+        name: str | None = None,
+        download: bool = True,
+    ) -> None:
+        self.reference, self.images = str(reference), images
+        self.known = published(self.reference)
+        self.name = name or Path(self.reference).name
+        self.require_answer = require_answer
+        self.question = question
+        if question is None and self.known is not None:
+            self.question = self.known.question
+        self._given_columns = columns
+        self.table = self._table(split, config, data_files, download)
+
+    def _table(
+        self, split: str, config: str | None, data_files: Sequence[str], download: bool
+    ) -> TableName:
+        known = self.known
+        name = table_name(self.reference, split, config, data_files, known)
+        if known is not None and known.configs and not name.is_one_table:
+            name.require_config(known.configs)
+        if name.place is None and known is not None and known.archives:
+            place = fetched(known, name.files, download=download)
+            name = replace(name, place=place)
+        return name
+
+    def columns(self, present: Sequence[str]) -> dict[str, str]:
+        """Roles and the table's columns.
+
+        Raises:
+            DataError: columns that are missing, or do not make a record.
+        """
+        given = () if self.question is None else ("question",)
+        columns, optional = self._given_columns, ()
+        if columns is None and self.known is not None:
+            columns, optional = self.known.columns, self.known.optional
+        return column_map(columns, present, where=self.table.where, given=given, optional=optional)
+
+    def image_files(self) -> ImageFiles | None:
+        """Where the pictures are that rows name; ``None`` where rows hold them.
+
+        Raises:
+            DataError: there is nothing where ``images`` leads.
+        """
+        if self.images is not None:
+            place = local_copy(self.images)
+            if place is None:
+                raise DataError(
+                    f"{self.table.where}: no {self.images} in this folder or $ALIGNVLM_DATA: "
+                    f"{self._origin()}"
+                )
+            return images_at(place, f"{self.name}-images")
+        place = self.table.place
+        if place is None or not place.exists():
+            return None
+        folder = place if place.is_dir() else place.parent
+        if self.known is None:
+            return ImageFiles(self.name, [folder], absolute=True)
+        if not self.known.archives:
+            return None
+        found = archives_in(folder, self.known.archives)
+        roots = [folder / inner for inner in self.known.image_folders]
+        return ImageFiles(self.known.id, roots, found, self.known.image_folders)
+
+    def record(
+        self, row: Mapping[str, Any], index: int, columns: Mapping[str, str], find: Find | None
+    ) -> Record:
+        """A row as a record.
+
+        Raises:
+            DataError: it makes none; starts with ``reference[split]:row``.
+        """
+        where = f"{self.table.where}:{index}"
+        obj = row_to_object(row, columns, where=where, find=find)
+        if self.question is not None and "messages" not in obj:
+            obj.setdefault("question", self.question)
+        chat = "messages" in columns or "turns" in columns
+        if not chat and obj.get("image") is None and not obj.get("images"):
+            raise DataError(f"{where}: {self._no_image()}")
+        record = validate_record(obj, where=where, require_answer=self.require_answer)
+        return named(record, self.name)
+
+    def _no_image(self) -> str:
+        config = self.table.config or "these rows"
+        return f"the set has no images of {config}: {self._origin()}, and name them, images: FOLDER"
+
+    def _origin(self) -> str:
+        """Where images that the set does not have come from."""
+        known, config = self.known, self.table.config or ""
+        if known is None or config not in known.images_elsewhere:
+            return "see the set's page for where its images come from"
+        return f"get {known.images_elsewhere[config]}"
 
 
 class HubSource:
     """A split of a Hugging Face data set, downloaded and memory-mapped, as a map-style source.
 
+    Images in archives are unpacked to the cache (``$ALIGNVLM_HOME/data``) the first time.
+
     Args:
-        reference: hub id, folder written by ``save_to_disk``, folder of parquet or JSONL files, or
-            one parquet, JSONL or CSV file.
-        split: split name.
-        columns: from ``image question answer`` (or ``images messages``), and perhaps ``id``, to
-            the set's own column names; ``None`` takes columns that already have these names.
-        question: asked of every image, for sets of captions or transcriptions.
+        reference, split, columns: and the other options, as of :class:`HubSet`.
         limit: keep only the first ``limit`` rows.
 
     Raises:
@@ -68,19 +172,27 @@ class HubSource:
         columns: Mapping[str, str] | None = None,
         *,
         limit: int | None = None,
-        question: str | None = None,
-        require_answer: bool = True,
-        name: str | None = None,
+        **options: Any,
     ) -> None:
-        self.reference, self.split, self.limit = str(reference), split, limit
-        self.question = question
-        self.name = name or Path(self.reference).name
-        self.require_answer = require_answer
-        self._data = load_table(self.reference, split)
-        given = () if question is None else ("question",)
-        self._columns = column_map(
-            columns, self._data.column_names, where=self.reference, given=given
-        )
+        self.set = HubSet(reference, split, columns, **options)
+        self.reference, self.name, self.limit = self.set.reference, self.set.name, limit
+        self._data = load_table(self.set.table)
+        self._columns = self.set.columns(self._data.column_names)
+        self._files = self.set.image_files()
+        self._find = None if self._files is None else self._path
+        if self._files is not None and self._files.archives:
+            self._unpack()
+
+    def _unpack(self) -> None:
+        """Look for the first image now, and not in each worker."""
+        for index in range(min(len(self), FIRST_ROWS)):
+            for path in image_paths(self._data[index], self._columns):
+                self._path(path)
+                return
+
+    def _path(self, path: str) -> str:
+        assert self._files is not None
+        return str(self._files.find(path))
 
     def __len__(self) -> int:
         return len(self._data) if self.limit is None else min(self.limit, len(self._data))
@@ -90,15 +202,54 @@ class HubSource:
         index = check_index(index, len(self), self.name)
         try:
             row = self._data[index]
-        except Exception as error:  # a damaged image or file inside the data set
-            where = f"{self.reference}[{self.split}]:{index}"
-            raise DataError(f"{where}: cannot be decoded: {error}") from error
-        return self._record(row, index)
+        except Exception as error:  # a damaged file inside the data set
+            raise DataError(f"{self.set.table.where}:{index}: cannot be read: {error}") from error
+        return self.set.record(row, index, self._columns, self._find)
 
-    def _record(self, row: Mapping[str, Any], index: int) -> Record:
-        where = f"{self.reference}[{self.split}]:{index}"
-        obj = row_to_object(row, self._columns, where=where)
-        if self.question is not None:
-            obj.setdefault("question", self.question)
-        record = validate_record(obj, where=where, require_answer=self.require_answer)
-        return named(record, self.name)
+
+class HubStream:
+    """The records of a data set one after the other: nothing is unpacked, and of a hub id no more
+    is downloaded than is read.
+
+    Where images lie in archives, records come in the order of these.
+
+    Args:
+        reference, split, columns: and the other options, as of :class:`HubSet`.
+
+    Raises:
+        DataError: as :class:`HubSource`.
+    """
+
+    def __init__(
+        self,
+        reference: str | Path,
+        split: str = "train",
+        columns: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> None:
+        self.set = HubSet(reference, split, columns, download=False, **options)
+        self.name = self.set.name
+        self._rows = load_stream(self.set.table)
+        self._columns = self.set.columns(self._rows.column_names)
+
+    def __iter__(self) -> Iterator[Record]:
+        files = self.set.image_files()
+        if files is None:
+            for index, row in enumerate(self._rows):
+                yield self.set.record(row, index, self._columns, None)
+            return
+
+        def packed(row: dict[str, Any]) -> list[str]:
+            return [p for p in image_paths(row, self._columns) if not files.is_here(p)]
+
+        rows = with_images(self._rows, packed, files) if files.archives else _plain(self._rows)
+        for index, row, images in rows:
+            yield self.set.record(row, index, self._columns, partial(_picture, files, images))
+
+
+def _picture(files: ImageFiles, images: Mapping[str, Any], path: str) -> Any:
+    return images[path] if path in images else str(files.find(path))
+
+
+def _plain(rows: Any) -> Iterator[tuple[int, dict[str, Any], dict[str, Any]]]:
+    return ((index, row, {}) for index, row in enumerate(rows))

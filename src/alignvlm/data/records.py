@@ -10,7 +10,8 @@ A line of a JSONL file in full::
 
 - ``content`` may be a plain string; if no message places an image, every image goes first in the
   first user turn;
-- a turn may be written ``{"from": "human", "value": "<image>\\n..."}``, as LLaVA's data has it;
+- other people's conversations: ``<image>`` marks, LLaVA's ``conversations``
+  (:mod:`alignvlm.data.chat_forms`);
 - ``{"image": "p.png", "question": "?", "answer": "42"}`` is one image, one question, one answer.
 
 ``words`` (optional) has one list per image of ``{"text", "box": [x0, y0, x1, y1]}`` in pixels, and
@@ -35,6 +36,7 @@ from pydantic import BaseModel, ConfigDict
 from ..documents.pictures import open_image
 from ..errors import DataError, nearest
 from ..processing.image_processor import to_rgb
+from .chat_forms import chat_form, own_turn
 
 FULL_KEYS = ("id", "images", "messages", "words", "unread", "source")
 SHORT_KEYS = ("id", "image", "question", "answer", "words", "source")
@@ -164,11 +166,12 @@ def validate_record(
 
 def _full_form(obj: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Check the keys and write the short form out in full."""
+    obj = chat_form(obj)
     short = "messages" not in obj and any(key in obj for key in ("image", "question", "answer"))
     known = SHORT_KEYS if short else FULL_KEYS
     for key in obj:
         if key not in known:
-            hint = nearest(key, known)
+            hint = nearest(key, (*known, "conversations"))
             raise DataError(f"{where}: unknown key {key!r}{hint}; known: {', '.join(known)}")
     required = ("image", "question") if short else ("images", "messages")
     for key in required:
@@ -207,7 +210,7 @@ def normalise_messages(messages: Any, num_images: int, *, where: str) -> list[di
     """
     if not isinstance(messages, list | tuple) or not messages:
         raise DataError(f"{where}: 'messages' must be a non-empty list of role and content")
-    messages = [_llava_turn(message) for message in messages]
+    messages = [own_turn(message) for message in messages]
     result: list[dict[str, Any]] = []
     for index, message in enumerate(messages):
         at = f"{where}: message {index + 1}"
@@ -238,26 +241,6 @@ def normalise_messages(messages: Any, num_images: int, *, where: str) -> list[di
     if placed != num_images:
         raise DataError(f"{where}: the messages place {placed} images but there are {num_images}")
     return result
-
-
-LLAVA_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
-
-
-def _llava_turn(message: Any) -> Any:
-    """LLaVA's ``from``/``value`` turn as ``role``/``content``; ``<image>`` marks become parts."""
-    if not isinstance(message, Mapping) or set(message) != {"from", "value"}:
-        return message
-    role = LLAVA_ROLES.get(message["from"], message["from"])
-    pieces = str(message["value"]).split("<image>")
-    if len(pieces) == 1:
-        return {"role": role, "content": message["value"]}
-    parts: list[dict[str, Any]] = []
-    for number, piece in enumerate(pieces):
-        if number:
-            parts.append({"type": "image"})
-        if piece.strip():
-            parts.append({"type": "text", "text": piece.strip()})
-    return {"role": role, "content": parts}
 
 
 def _parts(content: Any, role: str, at: str) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from ..errors import DataError, nearest
 from .hub_source import HubSource
+from .json_list import is_json_list, list_entries
 from .records import Record, load_images, make_record, transcript, validate_record
 from .source import Source, check_index, named
 
@@ -47,10 +48,12 @@ def draw(*key: int) -> int:
 
 
 class JsonlSource:
-    """One JSON object per line, in any form :mod:`alignvlm.data.records` accepts.
+    """One JSON object per line, or a JSON list of them, in any form that
+    :mod:`alignvlm.data.records` accepts.
 
-    Opening only notes where lines start; each record is validated when it is read. Image paths are
-    relative to the file's folder. Errors name ``file:row`` with the line number an editor shows.
+    Opening only notes where records start; each is validated when it is read. Image paths are
+    relative to the file's folder. Errors name ``file:row`` with the line number an editor shows; of
+    a list, the number of the entry.
 
     Raises:
         DataError: no such file, or a file without a single record.
@@ -64,16 +67,24 @@ class JsonlSource:
         self.require_answer = require_answer
         if not self.path.is_file():
             raise DataError(f"{self.path}: no such file")
-        self._offsets, self._rows = array("Q"), array("Q")
+        self._offsets, self._ends, self._rows = array("Q"), array("Q"), array("Q")
+        if is_json_list(self.path):
+            self._offsets, self._ends = list_entries(self.path)
+            self._rows = array("Q", range(1, len(self._offsets) + 1))
+        else:
+            self._note_lines()
+        if not self._rows:
+            raise DataError(f"{self.path}: no records (the file is empty)")
+
+    def _note_lines(self) -> None:
         with open(self.path, "rb") as file:
             offset = 0
             for row, line in enumerate(file, start=1):
                 if line.strip(b" \t\r\n\xef\xbb\xbf"):
                     self._offsets.append(offset)
+                    self._ends.append(offset + len(line))
                     self._rows.append(row)
                 offset += len(line)
-        if not self._rows:
-            raise DataError(f"{self.path}: no records (the file is empty)")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -84,7 +95,7 @@ class JsonlSource:
         where = f"{self.path}:{self._rows[index]}"
         with open(self.path, "rb") as file:  # opened per read: safe in forked workers
             file.seek(self._offsets[index])
-            line = file.readline()
+            line = file.read(self._ends[index] - self._offsets[index])
         try:
             obj = json.loads(line.decode("utf-8-sig"))
         except UnicodeDecodeError as error:

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from ..connectors.configs import AlignConfig
+from ..data.hub.catalogue import published
 from ..data.sources import JsonlSource
 from ..errors import ConfigError, nearest
 from ..model.generation import AlignVLMForConditionalGeneration
@@ -46,13 +47,6 @@ GPUS = {
     "l40s": Gpu(45.0, 362.0),  # L40S 48 GB with ECC: 362 dense
     "rtx4090": Gpu(24.0, 165.2),  # GeForce RTX 4090: 165.2 dense with fp32 accumulation
 }
-KNOWN_SIZES = {
-    "ServiceNow/BigDocs-7.5M": 7_500_000,  # by its name
-    "liuhaotian/LLaVA-Pretrain": 558_000,  # LLaVA-1.5, arXiv 2310.03744
-    "lmms-lab/LLaVA-NeXT-Data": 779_000,  # by its page
-    "mPLUG/DocDownstream-1.0": 600_000,  # our guess: its page gives no number
-}
-"""Samples of data sets that are not here to be counted; ``samples`` overrides."""
 USABLE = 0.9
 """Share of a GPU's memory that is planned with; the rest is for the allocator and NCCL."""
 STRATEGIES = ("ddp", "fsdp2")
@@ -257,7 +251,7 @@ def _samples(
         return given[stage.name]
     if stage.steps is not None:
         return stage.steps * stage.batch * gpus
-    total = 0
+    total, counted = 0, set()
     for spec in stage.sources:
         if isinstance(spec, RenderSourceSpec):
             size = spec.size
@@ -267,8 +261,11 @@ def _samples(
             size = len(build_source(spec, seed))
         elif spec.limit is not None:
             size = spec.limit
-        elif spec.path in KNOWN_SIZES:
-            size = KNOWN_SIZES[spec.path]
+        elif (known := published(spec.path)) is not None and known.rows is not None:
+            if spec.path in counted:  # another configuration, and its rows are among them
+                continue
+            counted.add(spec.path)
+            size = known.rows
             assumed.append(f"{spec.path} has about {size:,} samples")
         else:
             raise ConfigError(

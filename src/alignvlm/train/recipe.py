@@ -51,14 +51,31 @@ class JsonlSourceSpec(SourceBase):
 class HubSourceSpec(SourceBase):
     """A dataset from the hub or from disk, read by ``datasets`` (memory-mapped, not loaded).
 
-    ``columns`` maps record roles (``image``, ``question``, ``answer``, or ``messages``) to columns.
+    ``columns`` maps record roles (``image``, ``question``, ``answer``, or ``messages``) to columns;
+    those of the sets in :mod:`alignvlm.data.hub.catalogue` are known.
     """
 
     type: Literal["hub"]
-    path: str
+    path: str = Field(description="hub id, or a copy; one below $ALIGNVLM_DATA is taken first")
     split: str = "train"
+    config: str | None = Field(None, description="one of the set's configurations")
+    data_files: str | list[str] = Field(
+        default_factory=list, description="files of the set, by name or glob; default: all"
+    )
+    images: str | None = Field(
+        None, description="folder or archive of the images that the rows name"
+    )
     columns: dict[str, str] = Field(default_factory=dict)
     question: str | None = Field(None, description="asked of every image, for sets of captions")
+
+    def options(self) -> dict[str, Any]:
+        """What :class:`alignvlm.data.hub_source.HubSet` takes."""
+        files = [self.data_files] if isinstance(self.data_files, str) else self.data_files
+        return {
+            "reference": self.path, "split": self.split, "columns": self.columns or None,
+            "config": self.config, "data_files": files, "images": self.images,
+            "question": self.question,
+        }  # fmt: skip
 
 
 class BenchmarkSourceSpec(SourceBase):

@@ -79,7 +79,7 @@ def build_source(spec: SourceSpec, seed: int) -> Source:
     if isinstance(spec, JsonlSourceSpec):
         source = JsonlSource(spec.path)
     elif isinstance(spec, HubSourceSpec):
-        source = HubSource(spec.path, spec.split, spec.columns or None, question=spec.question)
+        source = HubSource(**spec.options())
     elif isinstance(spec, BenchmarkSourceSpec):
         source = BENCHMARKS[spec.type](spec.path, spec.split)
     else:

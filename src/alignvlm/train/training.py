@@ -30,6 +30,7 @@ from ..compose.assemble import compose, load_pretrained, load_tokenizer
 from ..connectors.configs import AlignConfig
 from ..data.collate import Collator
 from ..data.ground import as_words, frequent_tokens
+from ..data.hub.place import local_copy
 from ..data.sources import MixedSource, Source
 from ..errors import AlignVLMError
 from ..eval.reading_accuracy import answer_loss, reading_accuracy
@@ -171,8 +172,9 @@ def _check_stages(recipe: Recipe, model: AlignVLMForConditionalGeneration) -> No
     for stage in recipe.stages:
         set_trainable(model, stage.train)
         for spec in stage.sources:
-            if not isinstance(spec, HubSourceSpec):  # which may be a long download
-                build_source(spec, recipe.seed)
+            if isinstance(spec, HubSourceSpec) and local_copy(spec.path) is None:
+                continue  # it may be a long download
+            build_source(spec, recipe.seed)
 
 
 def _run_stage(

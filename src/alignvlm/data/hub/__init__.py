@@ -1,0 +1,1 @@
+"""Published data sets: what is known of them, where a copy lies, how it is opened."""
