@@ -126,6 +126,9 @@ class StageSpec(Strict):
     batch_size: int = Field(1, ge=1)
     gradient_accumulation: int = Field(1, ge=1)
     gradient_checkpointing: bool = False
+    packing: bool = Field(
+        False, description="short samples of a micro-batch share a row instead of being padded"
+    )
     max_length: int = Field(8192, ge=16, description="longer samples are dropped, never cut")
     scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     warmup_ratio: float = Field(0.03, ge=0, le=1)
@@ -156,6 +159,15 @@ class StageSpec(Strict):
             rate and part.startswith("text") for part, rate in self.train.items()
         ):
             raise ValueError("train.text needs loss.lm above 0")
+        if self.packing and not self.loss.lm:
+            raise ValueError(
+                "packing needs loss.lm above 0: only the language model's rows are packed"
+            )
+        if self.packing and self.batch_size == 1:
+            raise ValueError(
+                "packing needs a batch_size above 1: it packs the samples of a micro-batch; "
+                "raise batch_size and lower gradient_accumulation"
+            )
         return self
 
     @property

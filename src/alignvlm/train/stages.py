@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from ..connectors import AlignConnector
 from ..data import encode
 from ..data.benchmarks.tables import BENCHMARKS
-from ..data.records import Record
+from ..data.records import Record, load_images
 from ..data.sources import HubSource, JsonlSource, MixedSource, RenderSource, Source, limit
 from ..errors import ConfigError, DataError
 from ..model.generation import AlignVLMForConditionalGeneration
@@ -134,6 +134,8 @@ class StageDataset(Dataset):
 
     def _encode(self, record: Record, index: int) -> dict[str, Tensor]:
         stage = self.stage
+        # ids and targets both need the images, which are decoded once
+        record = record.model_copy(update={"images": load_images(record)})
         if stage.loss.lm:
             sample = encode.encode_fitting(record, self.processor, self.config, stage.max_length)
         else:
@@ -156,10 +158,15 @@ class StageTrainer(Trainer):
     """transformers' Trainer with one learning rate a part and ALIGN's losses in the log."""
 
     def __init__(
-        self, *args: Any, rates: dict[str, float], losses: LossSpec, **kwargs: Any
+        self,
+        *args: Any,
+        rates: dict[str, float],
+        losses: LossSpec,
+        packing: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.rates = rates
+        self.rates, self.packing = rates, packing
         self.lm_weight, self.vocab_weight = losses.lm, losses.vocab
         self.blank_id = self.model.config.blank_token_id
         self.step_cells = [0, 0]
@@ -230,7 +237,11 @@ class StageTrainer(Trainer):
         processes = self.accelerator.num_processes
         if self.lm_weight:
             outputs = model(
-                **inputs, skip_logits=True, use_cache=False, num_items_in_batch=num_items_in_batch
+                **inputs,
+                skip_logits=True,
+                use_cache=False,
+                packing=self.packing,
+                num_items_in_batch=num_items_in_batch,
             )
             parts["lm_loss"] = outputs.lm_loss
             if num_items_in_batch is None:
