@@ -23,7 +23,7 @@ from alignvlm.train.stages import StageDataset, build_mix, set_trainable
 
 from . import measure as m
 
-LARGE = {"width": 800, "height": 600, "font_px": [18, 18]}
+LARGE = {"width": 560, "height": 320, "font_px": [18, 18]}
 PAGES = [
     {"type": "render", "weight": 2, "task": "qa", "page": {"layout": "form"}},
     {"type": "render", "weight": 1, "task": "both", "page": {"layout": "receipt"}},

@@ -78,6 +78,19 @@ class HubSourceSpec(SourceBase):
         }  # fmt: skip
 
 
+class VCRSourceSpec(SourceBase):
+    """Pages with covered text, made from plain text (:class:`alignvlm.data.vcr_source.VCRSource`).
+
+    The published pages are a ``hub`` source: ``vcr-org/VCR-wiki-en-easy`` and ``-hard``.
+    """
+
+    type: Literal["vcr"]
+    path: str | None = Field(None, description="a text file; default: text of installed packages")
+    setting: Literal["easy", "hard"] = "easy"
+    size: int = Field(100_000, ge=1, description="pages in the source")
+    seed: int = 0
+
+
 class BenchmarkSourceSpec(SourceBase):
     """A benchmark's official files in a local folder."""
 
@@ -87,7 +100,7 @@ class BenchmarkSourceSpec(SourceBase):
 
 
 SourceSpec = Annotated[
-    RenderSourceSpec | JsonlSourceSpec | HubSourceSpec | BenchmarkSourceSpec,
+    RenderSourceSpec | JsonlSourceSpec | HubSourceSpec | VCRSourceSpec | BenchmarkSourceSpec,
     Field(discriminator="type"),
 ]
 
@@ -322,7 +335,7 @@ def _describe(error: ValidationError) -> str:
 def _all_keys() -> set[str]:
     models: list[type[BaseModel]] = [
         Recipe, ModelSpec, TilingSpec, StageSpec, LossSpec, RenderSourceSpec, JsonlSourceSpec,
-        HubSourceSpec, BenchmarkSourceSpec, RenderSpec,
+        HubSourceSpec, VCRSourceSpec, BenchmarkSourceSpec, RenderSpec,
     ]  # fmt: skip
     models += ConnectorConfigBase.__subclasses__()
     return {key for model in models for key in model.model_fields}

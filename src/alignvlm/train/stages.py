@@ -17,6 +17,7 @@ from ..data import encode
 from ..data.benchmarks.tables import BENCHMARKS
 from ..data.records import Record, load_images
 from ..data.sources import HubSource, JsonlSource, MixedSource, RenderSource, Source, limit
+from ..data.vcr_source import VCRSource
 from ..errors import ConfigError, DataError
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor
@@ -27,6 +28,7 @@ from .recipe import (
     LossSpec,
     SourceSpec,
     StageSpec,
+    VCRSourceSpec,
 )
 
 TELEMETRY_TILES = 2
@@ -80,6 +82,8 @@ def build_source(spec: SourceSpec, seed: int) -> Source:
         source = JsonlSource(spec.path)
     elif isinstance(spec, HubSourceSpec):
         source = HubSource(**spec.options())
+    elif isinstance(spec, VCRSourceSpec):
+        source = VCRSource(spec.path, spec.setting, spec.size, seed + spec.seed)
     elif isinstance(spec, BenchmarkSourceSpec):
         source = BENCHMARKS[spec.type](spec.path, spec.split)
     else:
