@@ -234,6 +234,24 @@ def docmatix(root: Path) -> None:
     page(folder, {"images": "data/train-*", "pdf": "pdf/train-*"})
 
 
+def vcr_wiki(root: Path) -> None:
+    """Both settings; a row has one or more covered texts, and other pictures beside the page."""
+    text = datasets.Value("string")
+    for setting in ("easy", "hard"):
+        columns: dict[str, list[Any]] = {
+            "image": [picture(9)] * ROWS,
+            "caption": ["all of it"] * ROWS,
+            "stacked_image": [picture(i) for i in range(ROWS)],
+            "crossed_text": [[f"a{i}"] for i in range(ROWS)],
+        }
+        features = {
+            "image": datasets.Image(), "caption": text, "stacked_image": datasets.Image(),
+            "crossed_text": [text],
+        }  # fmt: skip
+        folder = root / "vcr-org" / f"VCR-wiki-en-{setting}" / "data"
+        parquet(folder / "train-00000-of-00001.parquet", columns, features)
+
+
 REPLICAS: dict[str, Callable[[Path], None]] = {
     BIGDOCS: bigdocs,
     "ServiceNow/BigDocs-Bench": bigdocs_bench,
@@ -244,6 +262,8 @@ REPLICAS: dict[str, Callable[[Path], None]] = {
     "MAmmoTH-VL/MAmmoTH-VL-Instruct-12M": mammoth,
     "HuggingFaceM4/FineVision": finevision,
     "HuggingFaceM4/Docmatix": docmatix,
+    "vcr-org/VCR-wiki-en-easy": vcr_wiki,
+    "vcr-org/VCR-wiki-en-hard": vcr_wiki,
 }
 
 

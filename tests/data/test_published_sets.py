@@ -51,6 +51,8 @@ SETS: list[tuple[str, dict[str, Any]]] = [
     ("HuggingFaceM4/FineVision", {"config": "docvqa"}),
     ("HuggingFaceM4/Docmatix", {"config": "images"}),
     ("HuggingFaceM4/Docmatix", {"config": "pdf"}),
+    ("vcr-org/VCR-wiki-en-easy", {}),
+    ("vcr-org/VCR-wiki-en-hard", {}),
 ]
 TEXT_ONLY = ("lmms-lab/LLaVA-NeXT-Data", "MAmmoTH-VL/MAmmoTH-VL-Instruct-12M")
 """Their last row has no image."""
@@ -58,7 +60,9 @@ TEXT_ONLY = ("lmms-lab/LLaVA-NeXT-Data", "MAmmoTH-VL/MAmmoTH-VL-Instruct-12M")
 
 def seen(record: Any, reference: str) -> tuple[str, str | None, list[int]]:
     """Question, answer, and by the images' width which row they are of."""
-    question = "q" + record.answer[1:] if reference == "pixparse/cc12m-wds" else record.question
+    known = published(reference)
+    one_question = known is not None and known.question is not None
+    question = "q" + record.answer[1:] if one_question else record.question
     scale = 2 if any("pdf" in str(value) for value in (record.id,)) else 1
     return question, record.answer, [image.width // scale - 20 for image in load_images(record)]
 

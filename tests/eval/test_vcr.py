@@ -9,20 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alignvlm.data.synthetic.fonts import load_font
-from alignvlm.errors import DataError
-from alignvlm.eval.tasks import load_task
-from alignvlm.eval.tasks.vcr import (
+from alignvlm.data.synthetic.covered import (
     STRIPS,
     VCR_PROMPT,
     Covered,
     VCRStyle,
-    VCRTask,
     choose_spans,
     draw_page,
     lay_out,
     seeded,
 )
+from alignvlm.data.synthetic.fonts import load_font
+from alignvlm.errors import DataError
+from alignvlm.eval.tasks import load_task
+from alignvlm.eval.tasks.vcr import VCRTask
 
 PROSE = [
     "The river rises in the low hills of the north and runs slowly through a wide green valley.",

@@ -28,7 +28,13 @@ def _places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["paper/llama-3.2-1b", "lowres/llama-3.2-3b", "general/llama-3.2-3b"]
+    "name",
+    [
+        "paper/llama-3.2-1b",
+        "paper/llama-3.2-3b-vcr",
+        "lowres/llama-3.2-3b",
+        "general/llama-3.2-3b",
+    ],
 )
 def test_recipes_find_their_data_in_replicas(command: Any, name: str, tmp_path: Path) -> None:
     make_replicas(tmp_path / "data")

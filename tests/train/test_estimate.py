@@ -98,6 +98,16 @@ def test_checkpointing_and_freezing_save_memory(no_weights):
     assert frozen < plain
 
 
+def test_packing_is_said_and_takes_what_the_largest_pages_take(no_weights):
+    plain, packed = (
+        estimate(load_recipe("tiny", [f"stages.instruction.packing={value}"]))
+        for value in ("false", "true")
+    )
+    assert packed.stages[2].packing and packed.to_text().count("packs short samples") == 1
+    assert packed.stages[2].peak_gib == plain.stages[2].peak_gib
+    assert "packs" not in plain.to_text()
+
+
 def test_a_stage_without_language_model_needs_less(no_weights):
     first, second, _ = estimate(load_recipe("smollm2-grounded", ["stages.0.batch_size=8"])).stages
     assert first.peak_gib < second.peak_gib

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from alignvlm.data import encode
 from alignvlm.data.collate import Collator
@@ -199,7 +200,9 @@ class Recorded(StageTrainer):
         return optimizer
 
 
-def run(model: Any, samples: list[Any], stage: StageSpec, folder: Any) -> Recorded:
+def run(
+    model: Any, samples: list[Any], stage: StageSpec, folder: Any, packing: bool = False
+) -> Recorded:
     set_trainable(model, stage.train)
     model.config.vocab_loss_weight = stage.loss.vocab
     model.config.blank_loss_weight = stage.loss.blank
@@ -210,6 +213,7 @@ def run(model: Any, samples: list[Any], stage: StageSpec, folder: Any) -> Record
         data_collator=Collator(2),
         rates=stage.train,
         losses=stage.loss,
+        packing=packing,
         callbacks=[Losses()],
     )
     trainer.train()
@@ -260,6 +264,62 @@ def test_accumulated_gradients_equal_one_large_batch(make_model, samples, loss, 
     first = large.state.log_history[0]
     total = loss["lm"] * first["lm_loss"] + loss["vocab"] * first["vocab_loss"]
     assert first["loss"] == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("blank_threshold", [None, 0.003])
+@pytest.mark.parametrize("size", [6, 3])
+def test_packed_steps_equal_padded_ones(make_model, samples, blank_threshold, size, tmp_path):
+    """Also where a step's gradients are accumulated, whose tokens are counted over all of it."""
+    loss = {"lm": 0.5, "vocab": 2, "blank": 0.5}
+    data = samples(loss)
+    packed, padded = (
+        run(
+            make_model("align", blank_threshold=blank_threshold).train(),
+            data,
+            spec(
+                steps=2, loss=loss, max_grad_norm=1e9, batch_size=size,
+                gradient_accumulation=6 // size,
+            ),
+            tmp_path / str(packing),
+            packing=packing,
+        )
+        for packing in (True, False)
+    )  # fmt: skip
+    for name, gradient in padded.seen[0].items():
+        torch.testing.assert_close(packed.seen[0][name], gradient, rtol=1e-3, atol=1e-5)
+    for key in ("loss", "lm_loss", "vocab_loss", "vocab_text_loss", "vocab_blank_loss"):
+        for step in range(2):
+            values = [t.state.log_history[step][key] for t in (packed, padded)]
+            assert values[0] == pytest.approx(values[1], rel=1e-3)
+
+
+def test_packing_needs_several_samples_and_a_language_model():
+    assert spec(packing=True, batch_size=2).packing
+    with pytest.raises(ValueError, match=r"batch_size above 1.*lower gradient_accumulation"):
+        spec(packing=True)
+    with pytest.raises(ValueError, match=r"packing needs loss\.lm above 0"):
+        keys = {"train": {"vision": 1e-3}, "loss": {"lm": 0, "vocab": 1}}
+        spec(packing=True, batch_size=2, **keys)
+
+
+def test_images_are_decoded_once_a_sample(
+    make_model, make_processor, images, tmp_path, monkeypatch
+):
+    paths = []
+    for number, image in enumerate(images):
+        paths.append(str(tmp_path / f"{number}.png"))
+        image.save(paths[-1])
+    words = [[{"text": "total", "box": (1, 1, 8, 8)}] for _ in images]
+    record = make_record("r", paths, [("Who?", "Maria")], source="t")
+    record = record.model_copy(update={"words": words})
+    model = make_model("align", blank_threshold=0.5)
+    pages = dataset(model, make_processor, spec(max_length=16), [record])
+    opened: list[Any] = []
+    open_file = Image.open
+    monkeypatch.setattr(Image, "open", lambda path, *a, **k: opened.append(path) or open_file(path))
+    monkeypatch.setattr(encode, "check_length", lambda *args: None)
+    assert "vocab_targets" in pages[0]
+    assert sorted(map(str, opened)) == sorted(paths)
 
 
 def test_the_loss_is_the_models_own(make_model, samples, tmp_path):

@@ -307,6 +307,51 @@ def test_stopped_in_the_middle_of_a_stage(recipe, stopped, unbroken, tmp_path):
     assert_same_run(out, unbroken)
 
 
+@pytest.fixture(scope="session")
+def packed_stage(data: dict[str, Any]) -> dict[str, Any]:
+    """The last stage alone, packed; cut short."""
+    keys = {"steps": 6, "batch_size": 3, "save_steps": 3, "packing": True}
+    return {**data, "stages": [{**data["stages"][1], **keys}]}
+
+
+def test_a_packed_run_has_the_losses_of_a_padded_one_and_resumes(
+    packed_stage, tmp_path, monkeypatch
+):
+    stage = packed_stage["stages"][0]
+    padded = {**packed_stage, "stages": [{**stage, "packing": False}]}
+    for name, keys in (("packed", packed_stage), ("padded", padded)):
+        train(parse_recipe(keys), tmp_path / name, quiet=True, report=_ignore)
+    for one, other in zip(metrics(tmp_path / "packed"), metrics(tmp_path / "padded"), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
+    original = run_module.Losses.on_step_end
+
+    def stop(self: Any, args: Any, state: Any, control: Any, **keys: Any) -> Any:
+        if state.global_step == 4:
+            raise Stop
+        return original(self, args, state, control, **keys)
+
+    monkeypatch.setattr(run_module.Losses, "on_step_end", stop)
+    with pytest.raises(Stop):
+        train(parse_recipe(packed_stage), tmp_path / "again", quiet=True, report=_ignore)
+    monkeypatch.undo()
+    train(parse_recipe(packed_stage), tmp_path / "again", resume=True, quiet=True, report=_ignore)
+    assert_same_run(tmp_path / "again", tmp_path / "packed")
+
+
+def test_packing_that_cannot_be_is_refused_before_the_first_step(
+    packed_stage, tmp_path, monkeypatch
+):
+    def refuse(model: Any) -> None:
+        raise ConfigError("packing: not with this")
+
+    monkeypatch.setattr(run_module, "check_packing", refuse)
+    lines: list[str] = []
+    with pytest.raises(ConfigError, match="packing: not with this"):
+        train(parse_recipe(packed_stage), tmp_path / "m", quiet=True, report=lines.append)
+    assert lines == []
+    assert not list(tmp_path.iterdir())
+
+
 def test_killed_between_stages(recipe, stopped, unbroken, tmp_path, monkeypatch):
     out = copy_of(stopped, tmp_path / "m")
 

@@ -1,7 +1,8 @@
 """Rows of other people's tables as objects that ``records.validate_record`` reads.
 
-Roles of columns: ``image``, ``question`` and ``answer``; or ``images`` (or ``image``, ``pdf``) and
-``messages`` or ``turns``. ``image_name`` names the picture of a row whose own ``image`` is empty.
+Roles of columns: ``image``, ``question`` and ``answer`` (or ``answer_lines``, a list of which all
+are asked for); or ``images`` (or ``image``, ``pdf``) and ``messages`` or ``turns``. ``image_name``
+names the picture of a row whose own ``image`` is empty.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from ..processing.image_processor import MAX_PIXELS
 from .chat_forms import image_list, paired, turns_to_messages
 
 ROLES = (
-    "id", "image", "images", "pdf", "image_name", "question", "answer", "messages", "turns",
-    "words", "source",
+    "id", "image", "images", "pdf", "image_name", "question", "answer", "answer_lines", "messages",
+    "turns", "words", "source",
 )  # fmt: skip
 PICTURES = ("image", "images", "pdf")
 CHAT_NAMES = {"messages": "conversations", "turns": "texts"}
@@ -69,7 +70,11 @@ def column_map(
             f"{where}: map columns to image and question (and answer), or to images and messages; "
             f"it has {has}"
         )
-    keys = (*PICTURES, "messages", "turns") if chat else ("image", "question", "answer")
+    keys = (
+        (*PICTURES, "messages", "turns")
+        if chat
+        else ("image", "question", "answer", "answer_lines")
+    )
     return {k: kept[k] for k in ("id", "words", "source", "image_name", *keys) if k in kept}
 
 
@@ -88,6 +93,8 @@ def row_to_object(
         DataError: an image cannot be found or decoded; starts with ``where``.
     """
     obj = {key: row.get(column) for key, column in columns.items()}
+    if (lines := obj.pop("answer_lines", None)) is not None:
+        obj["answer"] = "\n".join(lines)
     pictures = _pictures(obj, where, find)
     if "turns" in obj:
         obj["messages"] = turns_to_messages(obj.pop("turns"))

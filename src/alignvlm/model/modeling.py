@@ -7,6 +7,7 @@ B prompts, L prompt length, V vocabulary, D language-model width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from .config import AlignVLMConfig
 from .dropping import Compact, kept_positions
 from .losses import VocabLoss, loss_of, vocab_loss
 from .outputs import CACHE, AlignVLMModelOutput, Encoded, Merged, group_images
+from .packing import run_packed
 from .vision import check_tiles, encode_tiles, rows_read
 
 
@@ -330,6 +332,7 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         vocab_targets: Tensor | None = None,
+        packing: bool = False,
         **kwargs: Any,
     ) -> AlignVLMModelOutput | tuple:
         """Run the language model over text and images.
@@ -343,6 +346,7 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
                 its visual tokens are written over the placeholders and none is dropped.
             vocab_targets: int64 ``[T, n]``, the id under each visual token in tile order, negative
                 where not scored: adds the loss on P_vocab.
+            packing: several prompts share a row instead of padding (:mod:`alignvlm.model.packing`).
             cache: the name transformers 5.24 gave to ``past_key_values``.
 
         With ``config.blank_threshold`` the language model sees only what remains (see
@@ -374,7 +378,8 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
             compact, kwargs["use_cache"] = Compact.of(merged.kept), False
             merged = merged._replace(inputs_embeds=compact.gather(merged.inputs_embeds))
             attention_mask, position_ids = compact.mask, compact.positions()
-        output = self.language_model(
+        run = partial(run_packed, self.language_model) if packing else self.language_model
+        output = run(
             inputs_embeds=merged.inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,

@@ -10,7 +10,7 @@ from typing import Any
 from ..data.hub_source import HubStream
 from ..data.records import Record, load_images
 from ..errors import AlignVLMError
-from .recipe import HubSourceSpec, Recipe, RenderSourceSpec, SourceSpec
+from .recipe import HubSourceSpec, Recipe, RenderSourceSpec, SourceSpec, VCRSourceSpec
 from .stages import build_source
 
 RECORDS = 3
@@ -125,5 +125,7 @@ def source_title(spec: SourceSpec) -> str:
     """How a source is called in a line: its path and configuration, or its layout."""
     if isinstance(spec, RenderSourceSpec):
         return f"render {spec.page.layout}"
+    if isinstance(spec, VCRSourceSpec):
+        return f"vcr {spec.setting} {spec.path or ''}".rstrip()
     config = f" {spec.config}" if isinstance(spec, HubSourceSpec) and spec.config else ""
     return f"{spec.path}{config}"

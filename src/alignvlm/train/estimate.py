@@ -40,6 +40,8 @@ class StageEstimate:
         trainable: parameters of each part that train.
         tokens: positions of the language model a sample, largest page.
         peak_gib: estimated peak memory of one process, no sharding.
+        packing: whether short samples share rows; a micro-batch of the largest pages takes as
+            much as without.
     """
 
     name: str
@@ -48,6 +50,7 @@ class StageEstimate:
     trainable: dict[str, int]
     tokens: int
     peak_gib: float
+    packing: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,8 @@ class Estimate:
                 f"{stage.tokens:>9,}{stage.peak_gib:>10.1f}"
             )
             detail = ", ".join(f"{p} {c / 1e6:,.1f} M" for p, c in stage.trainable.items() if c)
-            lines.append(f"  trains {detail}")
+            packs = ", packs short samples" if stage.packing else ""
+            lines.append(f"  trains {detail}{packs}")
         return "\n".join(lines)
 
 
@@ -198,7 +202,13 @@ def _stage(
     state = 3 * sum(sizes.trainable.values())
     peak = itemsize * (sizes.weights + state + sizes.activations)
     return StageEstimate(
-        stage.name, stage.steps, stage.batch, sizes.trainable, sizes.tokens, round(peak / 2**30, 2)
+        stage.name,
+        stage.steps,
+        stage.batch,
+        sizes.trainable,
+        sizes.tokens,
+        round(peak / 2**30, 2),
+        stage.packing,
     )
 
 

@@ -25,7 +25,14 @@ from ..data.sources import JsonlSource
 from ..errors import ConfigError, nearest
 from ..model.generation import AlignVLMForConditionalGeneration
 from .estimate import TEXT_TOKENS, StageSizes, largest_page, meta_model, stage_sizes
-from .recipe import HubSourceSpec, JsonlSourceSpec, Recipe, RenderSourceSpec, StageSpec
+from .recipe import (
+    HubSourceSpec,
+    JsonlSourceSpec,
+    Recipe,
+    RenderSourceSpec,
+    StageSpec,
+    VCRSourceSpec,
+)
 from .stages import build_source, part_of
 
 GIB = 2**30
@@ -253,7 +260,7 @@ def _samples(
         return stage.steps * stage.batch * gpus
     total, counted = 0, set()
     for spec in stage.sources:
-        if isinstance(spec, RenderSourceSpec):
+        if isinstance(spec, RenderSourceSpec | VCRSourceSpec):
             size = spec.size
         elif isinstance(spec, JsonlSourceSpec):
             size = len(JsonlSource(spec.path))

@@ -78,6 +78,19 @@ class HubSourceSpec(SourceBase):
         }  # fmt: skip
 
 
+class VCRSourceSpec(SourceBase):
+    """Pages with covered text, made from plain text (:class:`alignvlm.data.vcr_source.VCRSource`).
+
+    The published pages are a ``hub`` source: ``vcr-org/VCR-wiki-en-easy`` and ``-hard``.
+    """
+
+    type: Literal["vcr"]
+    path: str | None = Field(None, description="a text file; default: text of installed packages")
+    setting: Literal["easy", "hard"] = "easy"
+    size: int = Field(100_000, ge=1, description="pages in the source")
+    seed: int = 0
+
+
 class BenchmarkSourceSpec(SourceBase):
     """A benchmark's official files in a local folder."""
 
@@ -87,7 +100,7 @@ class BenchmarkSourceSpec(SourceBase):
 
 
 SourceSpec = Annotated[
-    RenderSourceSpec | JsonlSourceSpec | HubSourceSpec | BenchmarkSourceSpec,
+    RenderSourceSpec | JsonlSourceSpec | HubSourceSpec | VCRSourceSpec | BenchmarkSourceSpec,
     Field(discriminator="type"),
 ]
 
@@ -126,6 +139,9 @@ class StageSpec(Strict):
     batch_size: int = Field(1, ge=1)
     gradient_accumulation: int = Field(1, ge=1)
     gradient_checkpointing: bool = False
+    packing: bool = Field(
+        False, description="short samples of a micro-batch share a row instead of being padded"
+    )
     max_length: int = Field(8192, ge=16, description="longer samples are dropped, never cut")
     scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     warmup_ratio: float = Field(0.03, ge=0, le=1)
@@ -156,6 +172,15 @@ class StageSpec(Strict):
             rate and part.startswith("text") for part, rate in self.train.items()
         ):
             raise ValueError("train.text needs loss.lm above 0")
+        if self.packing and not self.loss.lm:
+            raise ValueError(
+                "packing needs loss.lm above 0: only the language model's rows are packed"
+            )
+        if self.packing and self.batch_size == 1:
+            raise ValueError(
+                "packing needs a batch_size above 1: it packs the samples of a micro-batch; "
+                "raise batch_size and lower gradient_accumulation"
+            )
         return self
 
     @property
@@ -310,7 +335,7 @@ def _describe(error: ValidationError) -> str:
 def _all_keys() -> set[str]:
     models: list[type[BaseModel]] = [
         Recipe, ModelSpec, TilingSpec, StageSpec, LossSpec, RenderSourceSpec, JsonlSourceSpec,
-        HubSourceSpec, BenchmarkSourceSpec, RenderSpec,
+        HubSourceSpec, VCRSourceSpec, BenchmarkSourceSpec, RenderSpec,
     ]  # fmt: skip
     models += ConnectorConfigBase.__subclasses__()
     return {key for model in models for key in model.model_fields}

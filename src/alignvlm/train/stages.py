@@ -15,8 +15,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from ..connectors import AlignConnector
 from ..data import encode
 from ..data.benchmarks.tables import BENCHMARKS
-from ..data.records import Record
+from ..data.records import Record, load_images
 from ..data.sources import HubSource, JsonlSource, MixedSource, RenderSource, Source, limit
+from ..data.vcr_source import VCRSource
 from ..errors import ConfigError, DataError
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor
@@ -27,6 +28,7 @@ from .recipe import (
     LossSpec,
     SourceSpec,
     StageSpec,
+    VCRSourceSpec,
 )
 
 TELEMETRY_TILES = 2
@@ -80,6 +82,8 @@ def build_source(spec: SourceSpec, seed: int) -> Source:
         source = JsonlSource(spec.path)
     elif isinstance(spec, HubSourceSpec):
         source = HubSource(**spec.options())
+    elif isinstance(spec, VCRSourceSpec):
+        source = VCRSource(spec.path, spec.setting, spec.size, seed + spec.seed)
     elif isinstance(spec, BenchmarkSourceSpec):
         source = BENCHMARKS[spec.type](spec.path, spec.split)
     else:
@@ -134,6 +138,8 @@ class StageDataset(Dataset):
 
     def _encode(self, record: Record, index: int) -> dict[str, Tensor]:
         stage = self.stage
+        # ids and targets both need the images, which are decoded once
+        record = record.model_copy(update={"images": load_images(record)})
         if stage.loss.lm:
             sample = encode.encode_fitting(record, self.processor, self.config, stage.max_length)
         else:
@@ -156,10 +162,15 @@ class StageTrainer(Trainer):
     """transformers' Trainer with one learning rate a part and ALIGN's losses in the log."""
 
     def __init__(
-        self, *args: Any, rates: dict[str, float], losses: LossSpec, **kwargs: Any
+        self,
+        *args: Any,
+        rates: dict[str, float],
+        losses: LossSpec,
+        packing: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.rates = rates
+        self.rates, self.packing = rates, packing
         self.lm_weight, self.vocab_weight = losses.lm, losses.vocab
         self.blank_id = self.model.config.blank_token_id
         self.step_cells = [0, 0]
@@ -230,7 +241,11 @@ class StageTrainer(Trainer):
         processes = self.accelerator.num_processes
         if self.lm_weight:
             outputs = model(
-                **inputs, skip_logits=True, use_cache=False, num_items_in_batch=num_items_in_batch
+                **inputs,
+                skip_logits=True,
+                use_cache=False,
+                packing=self.packing,
+                num_items_in_batch=num_items_in_batch,
             )
             parts["lm_loss"] = outputs.lm_loss
             if num_items_in_batch is None:

@@ -36,6 +36,7 @@ from ..errors import AlignVLMError
 from ..eval.reading_accuracy import answer_loss, reading_accuracy
 from ..files import replacing
 from ..model.generation import AlignVLMForConditionalGeneration
+from ..model.packing import check_packing
 from ..processing.processor import AlignVLMProcessor, space_token_id
 from .recipe import HubSourceSpec, Recipe, RenderSourceSpec, StageSpec
 from .stages import (
@@ -169,6 +170,8 @@ def _stage_start(
 
 def _check_stages(recipe: Recipe, model: AlignVLMForConditionalGeneration) -> None:
     """Find mistakes of later stages now, not after the first ones have run."""
+    if any(stage.packing for stage in recipe.stages):
+        check_packing(model.model.language_model)
     for stage in recipe.stages:
         set_trainable(model, stage.train)
         for spec in stage.sources:
@@ -214,6 +217,7 @@ def _run_stage(
         data_collator=Collator(processor.tokenizer.pad_token_id),
         rates=stage.train,
         losses=stage.loss,
+        packing=stage.packing,
         callbacks=[Losses(report if quiet else None)],
     )
     trainer.remove_callback(PrinterCallback)  # it would print into a --json answer

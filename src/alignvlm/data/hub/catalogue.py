@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..synthetic.covered import VCR_PROMPT
+
 
 @dataclass(frozen=True)
 class PublishedSet:
@@ -133,6 +135,17 @@ PUBLISHED = (
             "single_image_data/extracted",
             "multi_image_data/extracted",
         ),
+    ),
+    *(
+        PublishedSet(
+            id=f"vcr-org/VCR-wiki-en-{setting}",
+            licence="CC-BY-SA-4.0",
+            size="2,095,733 training rows of parquet files, 380 GB",
+            rows=2_095_733,
+            columns={"image": "stacked_image", "answer_lines": "crossed_text"},
+            question=VCR_PROMPT,
+        )
+        for setting in ("easy", "hard")
     ),
     PublishedSet(
         id="HuggingFaceM4/FineVision",

@@ -29,7 +29,7 @@ def load_task(
         split: ``None`` is the task's default.
         options: how pages are made: ``max_pages`` and ``dpi`` of PDFs, options of
             :func:`alignvlm.data.synthetic.render.render_table`, fields of
-            :class:`alignvlm.eval.tasks.vcr.VCRStyle`. They are part of ``task.settings()``.
+            :class:`alignvlm.data.synthetic.covered.VCRStyle`. They are part of ``task.settings()``.
 
     Raises:
         DataError: unknown task, split or option, or data that cannot be used, with file and row.
