@@ -59,7 +59,8 @@ class Boxes:
         along = np.stack([np.cos(self.angle), np.sin(self.angle)], -1) * self.size[:, :1] / 2
         down = np.stack([-np.sin(self.angle), np.cos(self.angle)], -1) * self.size[:, 1:] / 2
         signs = ((-1, -1), (1, -1), (1, 1), (-1, 1))
-        return np.stack([self.centre + a * along + d * down for a, d in signs], 1)
+        corners = [self.centre + a * along + d * down for a, d in signs]
+        return np.stack(corners, 1, dtype=np.float32)
 
 
 def nothing() -> Boxes:
