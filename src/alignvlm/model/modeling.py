@@ -282,7 +282,7 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         input_ids: Int[Tensor, "batch length"],
         encoded: Encoded,
         attention_mask: Int[Tensor, "batch length"] | None = None,
-    ) -> list[Int[Tensor, " kept"]] | None:
+    ) -> list[Int[Tensor, " _"]] | None:
         """The positions of each prompt that the language model reads; ``None``: all as they stand.
 
         Raises:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils.generic import ModelOutput
 
 from ..errors import AlignVLMError, ConfigError
 from .config import AlignVLMConfig
@@ -30,7 +30,7 @@ def encode_tiles(
     config: AlignVLMConfig,
     pixel_values: Float[Tensor, "tiles 3 height width"],
     **asked: Any,
-) -> BaseModelOutput:
+) -> ModelOutput:
     """What the encoder gives, with ``last_hidden_state`` ``[tiles, rows, cols, d_vision]``: the
     features of the configured layer as a grid, without class tokens.
 

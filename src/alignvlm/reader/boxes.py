@@ -145,7 +145,8 @@ def _around(points: NDArray[np.float32], slant: float) -> Rectangle:
     turned = points @ np.array([[cos, -sin], [sin, cos]], np.float32)
     low, high = turned.min(0), turned.max(0)
     (u, v), (length, height) = (low + high) / 2, high - low
-    return u * cos - v * sin, u * sin + v * cos, length, height, slant
+    x, y = u * cos - v * sin, u * sin + v * cos
+    return float(x), float(y), float(length), float(height), slant
 
 
 def _score(probability: NDArray[np.float32], rectangle: object) -> float:
