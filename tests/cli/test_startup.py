@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,29 +64,25 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_auto_classes_load_a_saved_model(order, tiny_model_dir: Path):
-    said = python(f"{ORDERS[order]}\n{LOAD}", tiny_model_dir)
-    assert said.split() == [
-        "AlignVLMConfig", "AlignVLMForConditionalGeneration", "AlignVLMProcessor",
-        "AlignVLMImageProcessor", "AlignVLMModel",
-    ]  # fmt: skip
-
-
-def test_converted_hosts_are_known_to_the_auto_classes():
-    code = """
-import alignvlm
-from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM
+HOSTS = """
+from transformers import AutoModelForMultimodalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING as HEADS
 for key in ("alignvlm_llava", "alignvlm_idefics3", "alignvlm_smolvlm", "alignvlm_ovis2"):
     config = type(AutoConfig.for_model(key))
     print(config.__name__, HEADS[config].__name__, AutoModel._model_mapping[config].__name__)
     assert AutoModelForMultimodalLM._model_mapping[config] is HEADS[config]
 """
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_auto_classes_know_ours_and_the_converted_hosts(order, tiny_model_dir: Path):
+    ours, *hosts = python(f"{ORDERS[order]}\n{LOAD}\n{HOSTS}", tiny_model_dir).splitlines()
+    assert ours.split() == [
+        "AlignVLMConfig", "AlignVLMForConditionalGeneration", "AlignVLMProcessor",
+        "AlignVLMImageProcessor", "AlignVLMModel",
+    ]  # fmt: skip
     expected = [(config, head, core) for config, core, head in CONVERTED]
-    assert python(code).splitlines() == [
-        " ".join(one.__name__ for one in names) for names in expected
-    ]
+    assert hosts == [" ".join(one.__name__ for one in names) for names in expected]
 
 
 def test_every_model_type_has_its_own_classes():
@@ -94,27 +93,20 @@ def test_every_model_type_has_its_own_classes():
     assert len(CLASSES) == len(CONVERTED) + 1
 
 
-def test_a_spawned_process_knows_the_auto_classes(tiny_model_dir: Path, tmp_path: Path):
+def test_a_spawned_process_knows_the_auto_classes(
+    make_config: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """It gets a config, and with it the package."""
-    script = tmp_path / "work.py"
-    script.write_text("""
-import multiprocessing, sys
-
+    (tmp_path / "spawned.py").write_text("""
 def kind(config):
     from transformers import AutoModel
     return type(AutoModel.from_config(config)).__name__
-
-if __name__ == "__main__":
-    import alignvlm
-    from transformers import AutoConfig
-    config = AutoConfig.from_pretrained(sys.argv[1])
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        print(pool.apply(kind, (config,)))
 """)
-    done = subprocess.run(
-        [sys.executable, script, tiny_model_dir], capture_output=True, text=True, check=False
-    )
-    assert done.stdout == "AlignVLMModel\n", done.stderr
+    monkeypatch.syspath_prepend(tmp_path)
+    from spawned import kind  # type: ignore[import-not-found]
+
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(kind, (make_config(),)) == "AlignVLMModel"
 
 
 def test_what_waits_for_a_module_is_done_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ from PIL import Image
 
 from alignvlm.eval.metrics import METRICS
 from alignvlm.eval.tasks import Sample, Task
-from alignvlm.inference.answerers import Query, Reply
+from alignvlm.inference.answerers import ModelAnswerer, Query, Reply
 
 SIZES = ((40, 24), (56, 28), (28, 56), (9, 9))
 
@@ -63,3 +66,19 @@ class Echo:
             Reply(text, visual_tokens=4, new_tokens=len(text), details={"seen": len(q.pages)})
             for text, q in zip(right, queries, strict=True)
         ]
+
+
+class Logged(ModelAnswerer):
+    """A model that notes whom it answers in the file ``log``; killed after ``die`` samples."""
+
+    def __init__(self, loaded: tuple[Any, Any], log: str | Path, die: int | None = None) -> None:
+        super().__init__(*loaded, noise=0.5)
+        self.log, self.die, self.asked = log, die, 0
+
+    def answer(self, queries: Sequence[Query]) -> list[Reply]:
+        if self.die is not None and self.asked >= self.die:
+            os.kill(os.getpid(), signal.SIGKILL)
+        with open(self.log, "a") as file:
+            file.write("".join(f"{query.id}\n" for query in queries))
+        self.asked += len(queries)
+        return super().answer(queries)

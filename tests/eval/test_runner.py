@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from PIL import Image
-from tests.eval.little_task import Echo, LittleTask
+from tests.eval.little_task import Echo, LittleTask, Logged
 
 from alignvlm.errors import ConfigError, DataError
 from alignvlm.eval import results
@@ -21,6 +21,7 @@ from alignvlm.eval.results import read_result
 from alignvlm.eval.runner import evaluate
 from alignvlm.eval.shown import pages_sha256
 from alignvlm.inference.answerers import Weights
+from alignvlm.inference.ask import load_model
 
 KEPT = ("score", "interval", "metrics", "predictions", "settings")
 
@@ -157,48 +158,31 @@ def test_the_digest_knows_sizes_and_pixels():
 
 
 SCRIPT = """
-import os, signal, sys
-here, model, out, log, die = sys.argv[1:]
+import sys
+here, model, out, log = sys.argv[1:]
 sys.path.insert(0, here)
-from tests.eval.little_task import LittleTask
-from alignvlm.inference.ask import load_model
-from alignvlm.inference.answerers import ModelAnswerer
+from tests.eval.little_task import LittleTask, Logged
 from alignvlm.eval.runner import evaluate
+from alignvlm.inference.ask import load_model
 
-class Dying(ModelAnswerer):
-    asked = 0
-
-    def answer(self, queries):
-        if self.asked >= int(die):
-            os.kill(os.getpid(), signal.SIGKILL)
-        with open(log, "a") as file:
-            file.write("".join(query.id + "\\n" for query in queries))
-        self.asked += len(queries)
-        return super().answer(queries)
-
-evaluate(Dying(*load_model(model), noise=0.5), LittleTask(), out, batch_size=2)
+evaluate(Logged(load_model(model), log, die=4), LittleTask(), out, batch_size=2)
 """
 
 
 def test_sigkill_and_restart_give_the_same_bytes(tmp_path, tiny_model_dir):
     """The tiny model, killed at half of the samples, goes on; nothing is answered twice."""
-    here, log = Path(__file__).parents[2], tmp_path / "log"
-
-    def run(name: str, die: int) -> int:
-        arguments = [here, tiny_model_dir, tmp_path / name, log, die]
-        command = [sys.executable, "-c", SCRIPT, *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode in (0, -9), done.stderr
-        return done.returncode
-
-    assert run("whole.json", 99) == 0
-    log.unlink()
-    assert run("broken.json", 4) == -9
-    assert not (tmp_path / "broken.json").exists()
+    here, log, out = Path(__file__).parents[2], tmp_path / "log", tmp_path / "broken.json"
+    command = [sys.executable, "-c", SCRIPT, *map(str, (here, tiny_model_dir, out, log))]
+    killed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert killed.returncode == -9, killed.stderr
+    assert not out.exists()
     assert len((tmp_path / "broken.json.partial.jsonl").read_text().splitlines()) == 5
-    assert run("broken.json", 99) == 0
+    model = load_model(tiny_model_dir)
+    evaluate(Logged(model, log), LittleTask(), out, batch_size=2)
     assert log.read_text().split() == [f"s{i}" for i in range(8)]
-    assert kept(tmp_path / "broken.json") == kept(tmp_path / "whole.json")
+    whole = tmp_path / "whole.json"
+    evaluate(Logged(model, log), LittleTask(), whole, batch_size=2)
+    assert kept(out) == kept(whole)
     assert not (tmp_path / "broken.json.partial.jsonl").exists()
 
 

@@ -65,7 +65,7 @@ class StockModel:
     def answer(self, body: dict[str, Any]) -> str:
         """Greedy."""
         embeds = self.embeds(body["messages"])
-        new = self.model.generate(
+        new = self.model.generate(  # pyright: ignore[reportAttributeAccessIssue]
             inputs_embeds=embeds[None],
             attention_mask=torch.ones(1, len(embeds), dtype=torch.long),
             max_new_tokens=body["max_tokens"],

@@ -58,9 +58,13 @@ def test_an_empty_config_can_be_built():
 def test_page_order_needs_a_token_grid(make_config):
     with pytest.raises(ConfigError, match="set token_order='tile'"):
         make_config("perceiver", token_order="page")
+    assert make_config(token_order="tile").row_end is False
+
+
+@pytest.mark.wrong_shapes
+def test_there_is_no_other_order(make_config):
     with pytest.raises(ConfigError, match="'pages' is not"):
         make_config(token_order="pages")
-    assert make_config(token_order="tile").row_end is False
 
 
 def test_unknown_connectors_and_keys_are_named():

@@ -10,7 +10,7 @@ import sys
 import torch
 from torch import distributed
 from torch.distributed.tensor import DTensor
-from transformers.distributed import DistributedConfig
+from transformers.distributed.configuration_utils import DistributedConfig
 
 from alignvlm import AlignVLMForConditionalGeneration
 

@@ -82,7 +82,7 @@ def test_what_is_too_small_or_too_faint_is_dropped():
     assert len(found(((200, 150), (160, 20), 0), probability=0.25)) == 0
     assert len(found(((200, 150), (160, 20), 0), probability=0.45)) == 0
     assert len(found(((200, 150), (160, 20), 0), probability=0.55)) == 1
-    assert len(find_boxes(np.zeros((64, 64), np.float32), (1, 1))) == 0
+    assert len(find_boxes(np.zeros((64, 64), np.float32), (1.0, 1.0))) == 0
 
 
 def test_a_region_is_measured_inside_its_own_box():
@@ -91,7 +91,7 @@ def test_a_region_is_measured_inside_its_own_box():
         drawn(((200, 60), (160, 20), 0)),
         drawn(((200, 100), (160, 20), 0), probability=0.4),
     )
-    lines = find_boxes(both, (1, 1))
+    lines = find_boxes(both, (1.0, 1.0))
     np.testing.assert_allclose(lines.centre, [(200.5, 60.5)], atol=1)
 
 

@@ -58,8 +58,8 @@ class Sharding(StageTrainer):
         self.is_fsdp_enabled = True
 
     def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        assert isinstance(model, FSDPModule), type(model)
-        assert isinstance(model.model.language_model.layers[0], FSDPModule)
+        for part in (model, model.model.language_model.layers[0]):
+            assert isinstance(part, FSDPModule), type(part)
         return super().training_step(model, *args, **kwargs)
 
 
@@ -84,7 +84,8 @@ def use_zero3() -> None:
     os.environ["ACCELERATE_GRADIENT_CLIPPING"] = keys["gradient_clipping"]
     os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = keys["gradient_accumulation_steps"]
     # it would compile an operator for processes that share memory; gloo does without
-    importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None
+    gloo = importlib.import_module("deepspeed.comm.torch")
+    gloo.build_shm_op = lambda: None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Train low-rank changes of SmolLM2-135M-Instruct on readings, for a budget of time.
+"""Train low-rank changes of SmolLM2-135M-Instruct on readings, on a CPU, for a budget of time.
 
     python -m training.smol.train --data ../shared/data --minutes 75
 
 Writes ``runs/smol/checkpoint.pt`` every few minutes and at the end, and a line a step of
 ``runs/smol/curve.jsonl``. Started again it goes on where it was. The rate falls linearly to zero at
 the end of the budget (minutes of training itself, over all starts), so that what is there then is
-annealed; ``runs/smol/STOP`` ends it early: the rate then falls to zero within two minutes.
+annealed; ``runs/smol/STOP`` ends it early: the rate then falls to zero within two minutes. The
+shipped weights are of :mod:`.train_gpu`, which does the same on a card.
 """
 
 from __future__ import annotations

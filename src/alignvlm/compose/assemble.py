@@ -240,7 +240,7 @@ def compose(
         if config.connector.init == "keys":
             core.connector.init_keys()
     elif token_ids is not None and isinstance(core.connector, AlignConnector):
-        core.connector.token_ids.copy_(torch.sort(token_ids).values)
+        core.connector.get_buffer("token_ids").copy_(torch.sort(token_ids).values)
     model.tie_weights()
     model.generation_config = language_model.generation_config
     processor = AlignVLMProcessor.for_config(

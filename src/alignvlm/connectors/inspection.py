@@ -40,6 +40,7 @@ class Inspected(Connector):
 
     vocab_size: int
     w2: nn.Linear
+    token_ids: Tensor | None
 
     @abstractmethod
     def hidden(self, features: Float[Tensor, "*n d_vision"]) -> Float[Tensor, "*n d_text"]:

@@ -1,4 +1,4 @@
-"""Characters of a PDF page's text layer, put together to words for :func:`.documents.pdf_words`."""
+"""Characters of a PDF page's text layer, put together to words for :func:`.opening.pdf_words`."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def cut(text: str, until: Any) -> str:
     return text
 
 
-class AlignVLM(_Base):
+class AlignVLM(_Base):  # pyright: ignore[reportGeneralTypeIssues]
     """An alignvlm model as lmms-eval's chat models are.
 
     ``--model_args``: ``pretrained`` (hub id or folder), ``dtype``, ``max_new_tokens`` (for tasks

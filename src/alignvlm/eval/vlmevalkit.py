@@ -82,7 +82,7 @@ def read_message(message: list[dict[str, Any]], where: str) -> tuple[list[Image.
     return pages, "\n".join(texts)
 
 
-class VLMEvalKitModel(BaseModel):
+class VLMEvalKitModel(BaseModel):  # pyright: ignore[reportGeneralTypeIssues]
     """``VLMEvalKitModel(model_path)``, as VLMEvalKit's tables and config files make it."""
 
     INTERLEAVE = True

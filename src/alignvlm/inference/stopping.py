@@ -43,7 +43,7 @@ def stoppable(model: Any, stop: Callable[[], bool]) -> Iterator[None]:
         for module in model.modules():
             if isinstance(module, GradientCheckpointingLayer):
                 stack.callback(module.register_forward_pre_hook(check).remove)
-        if hasattr(vision, "progress"):
+        if vision is not None and hasattr(vision, "progress"):
             vision.progress = progress
             stack.callback(setattr, vision, "progress", shown)
         yield

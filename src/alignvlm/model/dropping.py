@@ -27,7 +27,7 @@ def kept_positions(
     image_token_id: int,
     row_end: bool,
     images: Sequence[Sequence[tuple[int, Order]]] | None = None,
-) -> list[Int[Tensor, " kept"]]:
+) -> list[Int[Tensor, " _"]]:
     """Which positions of the prompts remain, in the order in which they are read.
 
     Args:
@@ -97,7 +97,7 @@ class Compact(NamedTuple):
     mask: Int[Tensor, "batch kept"]
 
     @classmethod
-    def of(cls, kept: Sequence[Int[Tensor, " kept"]]) -> Compact:
+    def of(cls, kept: Sequence[Int[Tensor, " _"]]) -> Compact:
         """Put the kept positions of each prompt at its right end."""
         index = pad_sequence(list(kept), batch_first=True, padding_side="left")
         mask = pad_sequence(

@@ -223,13 +223,14 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
             AlignVLMError: drafts (``assistant_model``, ``prompt_lookup_num_tokens``) for
                 ``inputs_embeds``, which do not say what the language model has read.
         """
+        generate = super().generate  # pyright: ignore[reportAttributeAccessIssue]
         if kwargs.get("pixel_values") is None:
             if kwargs.get("inputs_embeds") is not None and self._drafts(kwargs):
                 raise AlignVLMError(
                     "assistant_model and prompt_lookup_num_tokens need input_ids and pixel_values, "
                     "not inputs_embeds"
                 )
-            return super().generate(inputs, *args, **kwargs)
+            return generate(inputs, *args, **kwargs)
         prompt = inputs if inputs is not None else kwargs.pop("input_ids")
         images = (kwargs.pop("pixel_values"), kwargs.pop("image_grids", None))
         if images[1] is None:
@@ -237,7 +238,7 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
         short = self._encoded_prompt(prompt, *images, kwargs.pop("attention_mask", None))
         length = short["input_ids"].shape[1]
         self._count_full_prompt(kwargs, prompt.shape[1] - length)
-        output = super().generate(None, *args, **short, **kwargs)
+        output = generate(None, *args, **short, **kwargs)
         sequences = output if isinstance(output, Tensor) else output.sequences
         times = sequences.shape[0] // prompt.shape[0]
         full = torch.cat([prompt.repeat_interleave(times, dim=0), sequences[:, length:]], dim=-1)

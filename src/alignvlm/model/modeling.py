@@ -17,7 +17,6 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from ..connectors import build_connector, loaded
@@ -85,7 +84,7 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         output = self._see(pixel_values, image_grids)
         return output.last_hidden_state, getattr(output, "pages", None)
 
-    def _see(self, pixel_values: Tensor, image_grids: Tensor | None, **asked: Any) -> ModelOutput:
+    def _see(self, pixel_values: Tensor, image_grids: Tensor | None, **asked: Any) -> Any:
         if image_grids is not None:
             check_tiles(image_grids, len(pixel_values))
         # an encoder that reads takes a page's tiles together and says tokens, not features alone
@@ -285,7 +284,7 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         input_ids: Int[Tensor, "batch length"],
         encoded: Encoded,
         attention_mask: Int[Tensor, "batch length"] | None = None,
-    ) -> list[Int[Tensor, " kept"]] | None:
+    ) -> list[Int[Tensor, " _"]] | None:
         """The positions of each prompt that the language model reads; ``None``: all as they stand.
 
         Raises:
@@ -317,6 +316,7 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         size = (1, 3, self.config.tile_height, self.config.tile_width)
         features = self.encode_tiles(embeds.new_zeros(size))
         tokens = self.connector.read(features, self.text_embedding()).tokens
+        assert tokens is not None  # there is a table
         return embeds + 0 * tokens.sum()
 
     @can_return_tuple
@@ -387,7 +387,7 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
             **{CACHE: cache if past_key_values is None else past_key_values},
             **kwargs,
         )
-        if compact is not None:
+        if compact is not None and input_ids is not None:
             compact.scatter_output(output, input_ids.shape[1])
         loss = merged.vocab_loss
         return AlignVLMModelOutput(

@@ -98,11 +98,11 @@ def vocab_mixture(
         flat, weight, table, bias, norm_weight, norm_bias, normalize, eps, stats, flat_targets,
         **kwargs,
     )  # fmt: skip
-    lead = x.shape[:-1]
+    lead, logits = x.shape[:-1], result.target_logits
     return VocabMixture(
         None if result.output is None else result.output.reshape(*lead, result.output.shape[-1]),
         result.logsumexp.reshape(lead),
-        None if result.target_logits is None else result.target_logits.reshape(targets.shape),
+        logits if logits is None or targets is None else logits.reshape(targets.shape),
     )
 
 

@@ -262,7 +262,7 @@ def _sweep_backward(call: Sweep, grads: Gradients, g, lse, offset) -> None:
         for rows in call.row_slices():
             z = call.logits(block, rows, for_transpose=True)
             up = None
-            if g is not None:
+            if g is not None and e is not None:
                 up = product(g[rows], e.T, call.dtype, for_transpose=True)
             sums = Sums(*grads.row_sums(rows)[:2], None, *inner.column_sums)
             p, a = call.tiles.backward_tile(
@@ -284,5 +284,5 @@ def _(
     return [
         tensor.new_empty(tensor.shape)
         for index, (tensor, need) in enumerate(zip(tensors, wanted, strict=True))
-        if need and index != skip
+        if tensor is not None and need and index != skip
     ]

@@ -151,18 +151,20 @@ class Gradients:
         if self.weight is not None:
             second = (xs * q[:, None]).T @ xs
             # (W − 1w̄ᵀ) M + 1 uᵀ without a centred copy of W: the constant row is collected first
-            self._correct_weight(call, second, u @ xs - stats.mean @ second, m, stats.bias_mean)
+            self._correct_weight(
+                self.weight, call, second, u @ xs - stats.mean @ second, m, stats.bias_mean
+            )
         if self.bias is not None:
             self.bias -= u.sum() + (call.weight.to(self.dtype) @ m - stats.mean @ m)
             self.bias -= (call.bias.to(self.dtype) - stats.bias_mean) * q.sum()
 
-    def _correct_weight(self, call, second, constant, m, bias_mean) -> None:
+    def _correct_weight(self, total: Tensor, call, second, constant, m, bias_mean) -> None:
         weight = call.weight
         minus_second = -second
         rows = max(1, BLOCK_BYTES // (weight.shape[1] * self.dtype.itemsize))
         for start in range(0, weight.shape[0], rows):
             block = slice(start, start + rows)
-            grad = self.weight[block]
+            grad = total[block]
             part = grad if grad.dtype == self.dtype else grad.to(self.dtype)
             accumulate(part.sub_(constant), weight[block].to(self.dtype), minus_second)
             if call.bias is not None:

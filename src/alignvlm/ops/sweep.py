@@ -95,8 +95,9 @@ class Sweep:
             z = torch.stack(columns, -1) if columns else xs.new_zeros(ids.shape)
         if self.bias is not None:
             z = z + self.bias[ids].to(self.dtype)
-        if self.rows.mu is not None:
-            z = (z - self.rows.mu[:, None]) * self.rows.rstd[:, None]
+        mu, rstd = self.rows
+        if mu is not None and rstd is not None:
+            z = (z - mu[:, None]) * rstd[:, None]
         return ids, z
 
     def target_logits(self, targets: Tensor) -> Tensor:

@@ -7,6 +7,9 @@ order in which programs run. Offsets are 64-bit, since R·K may exceed 2³¹. Lo
 or fp16; fp64 is for checks, not for speed, and takes the plain functions.
 """
 
+# a kernel is launched as kernel[grid](...), and its type does not say so
+# pyright: reportIndexIssue=false
+
 from __future__ import annotations
 
 import torch
@@ -154,7 +157,8 @@ class _Partial:
     def add(self) -> None:
         """Add them up, in a fixed order."""
         if self.wanted:
-            torch._foreach_add_(self.wanted, [partial.sum(0) for partial in self.sums])
+            sums = [partial.sum(0) for partial in self.sums]
+            torch._foreach_add_(self.wanted, sums)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _dense(*vectors: Tensor | None) -> tuple[Tensor | None, ...]:

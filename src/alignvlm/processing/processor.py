@@ -59,7 +59,10 @@ class AlignVLMProcessorKwargs(ProcessingKwargs, total=False):
     images_kwargs: AlignVLMImagesKwargs  # type: ignore[misc]
     # verbose: the tokenizer would warn of every page with more cells than the language model has
     # positions, though blank cells leave before it
-    _defaults = {"text_kwargs": {"padding": False, "verbose": False}, "images_kwargs": {}}
+    _defaults = {  # pyright: ignore[reportGeneralTypeIssues]
+        "text_kwargs": {"padding": False, "verbose": False},
+        "images_kwargs": {},
+    }
 
 
 class AlignVLMProcessor(_ProcessorMixin):

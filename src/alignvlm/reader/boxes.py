@@ -59,7 +59,8 @@ class Boxes:
         along = np.stack([np.cos(self.angle), np.sin(self.angle)], -1) * self.size[:, :1] / 2
         down = np.stack([-np.sin(self.angle), np.cos(self.angle)], -1) * self.size[:, 1:] / 2
         signs = ((-1, -1), (1, -1), (1, 1), (-1, 1))
-        return np.stack([self.centre + a * along + d * down for a, d in signs], 1)
+        corners = [self.centre + a * along + d * down for a, d in signs]
+        return np.stack(corners, 1, dtype=np.float32)
 
 
 def nothing() -> Boxes:
@@ -144,7 +145,8 @@ def _around(points: NDArray[np.float32], slant: float) -> Rectangle:
     turned = points @ np.array([[cos, -sin], [sin, cos]], np.float32)
     low, high = turned.min(0), turned.max(0)
     (u, v), (length, height) = (low + high) / 2, high - low
-    return u * cos - v * sin, u * sin + v * cos, length, height, slant
+    x, y = u * cos - v * sin, u * sin + v * cos
+    return float(x), float(y), float(length), float(height), slant
 
 
 def _score(probability: NDArray[np.float32], rectangle: object) -> float:

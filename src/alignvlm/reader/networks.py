@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from transformers.models.pp_ocrv6_small_rec.modeling_pp_ocrv6_small_rec import (
 POOL = 3, 2
 """The recogniser's average over what is left of a line's height, and pairs of columns."""
 Network = TypeVar("Network", bound=nn.Module)
+Kind = TypeVar("Kind", bound=nn.Module)
 
 
 def folded(network: Network) -> Network:
@@ -49,14 +50,14 @@ def _twin(module: Network) -> Network:
     return twin
 
 
-def _untouched(module: nn.Module | None, *kinds: type[nn.Module]) -> bool:
+def _untouched(module: nn.Module | None, *kinds: type[Kind]) -> TypeGuard[Kind]:
     """Whether a module is just what its class says: no adapter, no hook, no forward of its own."""
-    if type(module) not in kinds:
+    if module is None or type(module) not in kinds:
         return False
     return not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
-def _fixed(norm: nn.Module | None) -> bool:
+def _fixed(norm: nn.Module | None) -> TypeGuard[nn.BatchNorm2d]:
     """Whether that is a batch norm that uses the statistics it has."""
     return _untouched(norm, nn.BatchNorm2d) and norm.track_running_stats and not norm.training
 
@@ -65,8 +66,8 @@ def _fold(convolution: nn.Conv2d | nn.ConvTranspose2d, norm: nn.BatchNorm2d) -> 
     """Give a convolution weights that do what the batch norm after it does as well."""
     weight, bias = convolution.weight, convolution.bias
     exact = torch.promote_types(weight.dtype, torch.float32)
-    scale = torch.rsqrt(norm.running_var.to(exact) + norm.eps)
-    shift = norm.running_mean.to(exact).neg()
+    scale = torch.rsqrt(norm.get_buffer("running_var").to(exact) + norm.eps)
+    shift = norm.get_buffer("running_mean").to(exact).neg()
     if bias is not None:
         shift = shift + bias
     if norm.affine:

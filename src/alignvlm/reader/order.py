@@ -79,12 +79,12 @@ def _rows(pieces: NDArray, block: NDArray) -> list[list[int]]:
     middle = (pieces[:, 1] + pieces[:, 3]) / 2
     height = pieces[:, 3] - pieces[:, 1]
     rows: list[list[int]] = []
-    for index in sorted(block, key=lambda i: middle[i]):
+    for index in sorted(map(int, block), key=lambda i: middle[i]):
         row = _row_of(index, rows, pieces, middle, height)
         if row is None:
-            rows.append([int(index)])
+            rows.append([index])
         else:
-            row.append(int(index))
+            row.append(index)
     rows.sort(key=lambda row: float(np.mean(middle[row])))
     return [sorted(row, key=lambda i: float(pieces[i, 0])) for row in rows]
 

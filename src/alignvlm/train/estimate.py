@@ -137,7 +137,7 @@ def estimate(recipe: Recipe) -> Estimate:
 
 def parameter_counts(model: AlignVLMForConditionalGeneration) -> dict[str, int]:
     """Parameters of each part."""
-    counts = dict.fromkeys(("vision", "connector", "text"), 0)
+    counts: dict[str, int] = dict.fromkeys(("vision", "connector", "text"), 0)
     for name, parameter in model.named_parameters():
         counts[part_of(name).split(".")[0]] += parameter.numel()
     return counts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -161,6 +161,8 @@ class StageDataset(Dataset):
 class StageTrainer(Trainer):
     """transformers' Trainer with one learning rate a part and ALIGN's losses in the log."""
 
+    model: AlignVLMForConditionalGeneration
+
     def __init__(
         self,
         *args: Any,
@@ -187,9 +189,8 @@ class StageTrainer(Trainer):
         model has them. Every process must call it."""
         if not self.sharded:
             return None
-        weights = (
-            self.accelerator.get_state_dict(self.model_wrapped) or {}
-        )  # only the first has them
+        # only the first process has them
+        weights: Any = self.accelerator.get_state_dict(self.model_wrapped) or {}
         for tied in self.model.all_tied_weights_keys:  # gathered twice, and no longer one tensor
             weights.pop(tied, None)
         return weights
@@ -277,12 +278,12 @@ class StageTrainer(Trainer):
         counts = [self._cells(b["vocab_targets"]) for b in batches if "vocab_targets" in b]
         cells = torch.tensor([sum(kind) for kind in zip(*counts)] or [0, 0])
         if self.vocab_weight:
-            cells = self.accelerator.reduce(cells.to(self.accelerator.device), "sum")
+            cells = self._of_all(cells, "sum")
         self.step_cells = cells.tolist()
         return batches, items
 
     def _cells(self, targets: Tensor) -> tuple[int, int]:
-        blank = int((targets == self.blank_id).sum()) if self.blank_id is not None else 0
+        blank = int(targets.eq(self.blank_id).sum()) if self.blank_id is not None else 0
         return int((targets >= 0).sum()) - blank, blank
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -295,19 +296,23 @@ class StageTrainer(Trainer):
             logs.update(self._telemetry())
         super().log(logs, *args, **kwargs)
 
+    def _of_all(self, numbers: Tensor, reduction: str) -> Tensor:
+        """The processes' numbers as one."""
+        numbers = numbers.to(self.accelerator.device)
+        return cast(Tensor, self.accelerator.reduce(numbers, reduction))
+
     def _parts_of_all(self) -> dict[str, float]:
         """The losses' parts, averaged over the processes; one without images has fewer."""
         if self.accelerator.num_processes == 1:
             return dict(self.parts)
         found = [[self.parts.get(key, 0.0), float(key in self.parts)] for key in PARTS_LOGGED]
-        table = torch.tensor(found, device=self.accelerator.device)
-        table = self.accelerator.reduce(table, "mean").tolist()
+        table = self._of_all(torch.tensor(found), "mean").tolist()
         return {key: mean for key, (mean, there) in zip(PARTS_LOGGED, table) if there}
 
     def _telemetry(self) -> dict[str, float]:
         """How sharp P_vocab is on tiles of the last step: a softmax connector that fails to learn
         shows it here first."""
-        model = self.accelerator.unwrap_model(self.model)
+        model = cast(AlignVLMForConditionalGeneration, self.accelerator.unwrap_model(self.model))
         connector = model.model.connector
         if self.seen_tiles is None or self.sharded or not isinstance(connector, AlignConnector):
             return {}

@@ -23,8 +23,8 @@ import transformers
 from accelerate import PartialState
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PrinterCallback, set_seed
-from transformers.integrations import TensorBoardCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.integrations.integration_utils import TensorBoardCallback
 
 from ..compose.assemble import compose, load_pretrained, load_tokenizer
 from ..connectors.configs import AlignConfig

@@ -118,7 +118,7 @@ def boxes_of(ink: NDArray[np.bool_], block: int) -> list[Box]:
     high, wide = (-(-side // block) for side in ink.shape)
     padded = np.zeros((high * block, wide * block), dtype=bool)
     padded[: ink.shape[0], : ink.shape[1]] = ink
-    squares = padded.reshape(high, block, wide, block).any(axis=(1, 3))
+    squares = np.logical_or.reduce(padded.reshape(high, block, wide, block), axis=(1, 3))
     found: list[Box] = []
     open_: dict[tuple[int, int], int] = {}  # columns of a rectangle that may go on, and its top
     for row in range(high + 1):

@@ -46,10 +46,10 @@ def is_hub_id(reference: str) -> bool:
 
 def is_offline() -> bool:
     """Whether ``HF_HUB_OFFLINE`` or ``HF_DATASETS_OFFLINE`` forbids the network."""
-    import datasets
+    from datasets import config
     from huggingface_hub import constants
 
-    return bool(constants.HF_HUB_OFFLINE or datasets.config.HF_DATASETS_OFFLINE)
+    return bool(constants.HF_HUB_OFFLINE or config.HF_DATASETS_OFFLINE)
 
 
 def how_to_get(reference: str) -> str:
