@@ -88,8 +88,10 @@ def run(asked: argparse.Namespace) -> None:
     file = m.result_file("growth", "cpu", m.out_folder(asked.out, asked.smoke))
     shared = {**m.environment("cpu", asked.threads), "model": asked.model}
     for sweep in chosen:
-        values = [x for x in (sweep.smoke if asked.smoke else sweep.values)]
-        values = [x for x in values if asked.most is None or x <= asked.most]
+        steps = sweep.smoke if asked.smoke else sweep.values
+        values = [x for x in steps if asked.most is None or x <= asked.most]
+        if not values:
+            continue
         request = {
             **{key: getattr(asked, key) for key in ("threads", "repeats", "patience", "smoke")},
             **{"sweep": sweep.name, "values": values, "model": asked.model},

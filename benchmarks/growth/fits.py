@@ -12,7 +12,7 @@ from itertools import combinations
 
 import numpy as np
 
-NEAR = 0.15
+NEAR = {"flat": 0.08, "linear": 0.15, "quadratic": 0.15}
 """Largest relative distance of a point from the curve at which its shape is named."""
 SHAPES: dict[str, tuple[int, ...]] = {"flat": (0,), "linear": (0, 1), "quadratic": (0, 1, 2)}
 """Powers of x in each shape, the simplest shape first."""
@@ -40,8 +40,10 @@ class Fit:
 
 
 def fit(xs: Sequence[float], ys: Sequence[float]) -> Fit:
-    """The simplest curve that comes within :data:`NEAR` of all points, with more points than
-    coefficients; the nearest curve under the name ``none`` if there is no such curve.
+    """The simplest curve that comes as near as :data:`NEAR` says to all points.
+
+    A curve needs more points than coefficients. If none comes near enough, the nearest one is
+    given under the name ``none``.
 
     Raises:
         ValueError: fewer than two points, or a y that is not above 0.
@@ -54,7 +56,7 @@ def fit(xs: Sequence[float], ys: Sequence[float]) -> Fit:
         if len(powers) < len(xs)
     ]
     for curve in tried:
-        if curve.off <= NEAR:
+        if curve.off <= NEAR[curve.shape]:
             return curve
     best = min(tried, key=lambda curve: curve.off)
     return Fit("none", best.coefficients, best.off, best.points)
@@ -84,11 +86,16 @@ def _nearest(
     return best[1], best[2]
 
 
+def distance(curve: Fit) -> str:
+    """How far points lie from the curve."""
+    return f"off by {f'at most {100 * curve.off:.0f}' if curve.off >= 0.005 else 'less than 1'} %"
+
+
 def words(curve: Fit, axis: str, show: Callable[[float], str]) -> str:
     """How a quantity grows along an axis, as the end of a sentence: ``grows linearly with pages:
     ...``. ``show`` writes a value with its unit."""
     constant, slope, square = curve.coefficients
-    sure = f"(fit off by at most {curve.off:.0%})"
+    sure = f"(fit {distance(curve)})"
     if curve.shape == "flat":
         return f"is flat in {axis}: {show(constant)} {sure}"
     if curve.shape == "linear":
@@ -98,6 +105,4 @@ def words(curve: Fit, axis: str, show: Callable[[float], str]) -> str:
         parts = [(constant, ""), (slope, " x"), (square, " x²")]
         terms = " + ".join(f"{show(value)}{unit}" for value, unit in parts if value)
         return f"has a part that grows quadratically with {axis}, x: {terms} {sure}"
-    return (
-        f"follows none of the three shapes over these {axis}: the nearest is off by {curve.off:.0%}"
-    )
+    return f"follows none of the three shapes over these {axis} (nearest {distance(curve)})"

@@ -11,7 +11,7 @@ class Sweep(NamedTuple):
     Attributes:
         name: in the csv.
         section: of the page: ``reading``, ``answering``, ``training`` or ``op``.
-        subject: what costs, as a sentence begins.
+        subject: what costs, as it stands behind "the time of".
         axis: what grows, in the plural.
         setting: what stays.
         values: measured.
@@ -35,33 +35,33 @@ class Sweep(NamedTuple):
 
 
 SWEEPS = (
-    Sweep("reading-pixels", "reading", "Reading a page", "megapixels",
+    Sweep("reading-pixels", "reading", "reading a page", "megapixels",
           "a square page with 6 short lines", (0.5, 1.0, 2.0, 4.0), smoke=(0.01, 0.02)),
-    Sweep("reading-large", "reading", "Reading a page larger than the detector looks at",
+    Sweep("reading-large", "reading", "reading a page larger than the detector looks at",
           "megapixels", "the same page from 2,000 px a side on", (4.0, 16.0),
           smoke=(0.01, 0.02)),
-    Sweep("reading-lines", "reading", "Reading a page", "lines",
+    Sweep("reading-lines", "reading", "reading a page", "lines",
           "a page of 1,000 x 1,000 px, lines of about 60 characters", (1, 8, 16, 32)),
-    Sweep("reading-pages", "reading", "Reading a document", "pages",
+    Sweep("reading-pages", "reading", "reading a document", "pages",
           "pages of 400 x 300 px with 2 lines, all in one call", (1, 4, 16, 64), 200),
-    Sweep("answering-pages", "answering", "The first token of an answer", "pages",
+    Sweep("answering-pages", "answering", "the first token of an answer", "pages",
           "pages that were read before, one line each", (1, 4, 16, 64), 200),
-    Sweep("answering-prompts", "answering", "The first tokens of a batch of answers", "prompts",
+    Sweep("answering-prompts", "answering", "the first tokens of a batch of answers", "prompts",
           "one page of a line, read before, and a question each", (1, 4, 16)),
-    Sweep("token-prompts", "answering", "Each further token of a batch of answers", "prompts",
+    Sweep("token-prompts", "answering", "each further token of a batch of answers", "prompts",
           "the same prompts, 8 further tokens", (1, 4, 16)),
-    Sweep("token-pages", "answering", "Each further token of an answer", "pages",
+    Sweep("token-pages", "answering", "each further token of an answer", "pages",
           "the same pages, 8 further tokens", (1, 4, 16, 64), 200),
-    Sweep("training-positions", "training", "A training step", "positions",
+    Sweep("training-positions", "training", "a training step", "positions",
           "one sample, its pages read before; the whole language model trains, AdamW",
           (64, 128, 256, 512), smoke=(8, 16)),
-    Sweep("training-samples", "training", "A training step", "samples",
+    Sweep("training-samples", "training", "a training step", "samples",
           "samples of 64 positions", (1, 2, 4, 8)),
-    Sweep("op-vocabulary", "op", "The op, forward and backward", "vocabulary rows",
+    Sweep("op-vocabulary", "op", "the op forward and backward", "vocabulary rows",
           "N = 256, D = 576, all weights trained", (3400, 12800, 49152, 128256), smoke=(96, 192)),
-    Sweep("op-width", "op", "The op, forward and backward", "columns of width",
+    Sweep("op-width", "op", "the op forward and backward", "columns of width",
           "N = 256, V = 16,384, all weights trained", (256, 576, 1024, 2048), smoke=(16, 32)),
-    Sweep("op-rows", "op", "The op, forward and backward", "visual tokens",
+    Sweep("op-rows", "op", "the op forward and backward", "visual tokens",
           "V = 16,384, D = 576, all weights trained", (128, 256, 512, 1024), smoke=(8, 16)),
 )  # fmt: skip
 NAMES = tuple(sweep.name for sweep in SWEEPS)

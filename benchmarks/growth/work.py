@@ -95,7 +95,10 @@ class Model:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not hasattr(self, "optimizer"):
             self.optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE)
-        ids = torch.randint(4, 1000, (samples, length), generator=torch.Generator().manual_seed(0))
+        seed = torch.Generator().manual_seed(0)
+        ids = torch.randint(
+            4, model.config.text_config.vocab_size, (samples, length), generator=seed
+        )
         labels = ids.clone()
         labels[:, : length // 2] = -100
 
