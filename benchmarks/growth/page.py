@@ -73,7 +73,7 @@ def amount(unit: str) -> Callable[[float], str]:
     def show(value: float) -> str:
         if unit == "ms" and abs(value) >= 1000:
             return f"{plots.number(str(value / 1000))} s"
-        if abs(value) < 0.01:
+        if abs(value) < 0.1:
             return f"{value:.2g} {unit}"
         return f"{plots.number(str(value))} {unit}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -165,12 +166,18 @@ def work(request: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(0)
     name, values = request["sweep"], request["values"]
     section = name.split("-")[0].replace("token", "answering")
-    owner = Op(request["smoke"]) if section == "op" else Model(request["model"])
+    owner = Op(request["smoke"]) if section == "op" else _loaded(request["model"])
     make: Callable[[str, float], Run] = getattr(owner, section)
     make(name, values[0])()
     if request["mode"] == "memory":
         return {"steps": [_peak(make(name, value)) for value in values]}
     return {"steps": [_times(make(name, value), request) for value in values]}
+
+
+@cache
+def _loaded(reference: str) -> Model:
+    """The model, once in a process: a smoke run does everything in its own."""
+    return Model(reference)
 
 
 def _times(run: Run, request: dict[str, Any]) -> list[m.Times]:
