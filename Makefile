@@ -72,13 +72,15 @@ wheel-test:
 	build/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt build/wheel/*.whl
 	cd build/wheel/elsewhere && ../venv/bin/alignvlm ask smol $(CURDIR)/examples/pages/form.png "What is the town?"
 
-# what docs/performance.md shows; the machine should do nothing else
+# what docs/performance.md and docs/cost.md show; the machine should do nothing else
 benchmarks: $(STAMP)
 	$(BIN)/python -m benchmarks.vocab_mixture --preset cpu
 	$(BIN)/python -m benchmarks.vocab_mixture --preset page
 	$(BIN)/python -m benchmarks.connectors
 	$(BIN)/python -m benchmarks.end_to_end
 	$(BIN)/python -m benchmarks.plots
+	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.growth page
 
 # the connector study (docs/adr/0012); the same command goes on after an interruption
 RECEIPTS ?= ../shared/data/sroie/train
