@@ -56,7 +56,7 @@ $(OLDEST)/.installed: pyproject.toml constraints.txt
 # lmms-eval's metadata wants torchvision: without it, in an environment of its own
 LMMS := .venv-lmms
 test-lmms: $(LMMS)/.installed
-	$(LMMS)/bin/python -m pytest tests/eval/test_lmms.py
+	$(LMMS)/bin/python -m pytest tests/eval/test_lmms.py tests/eval/test_lmms_general.py
 
 $(LMMS)/.installed: pyproject.toml constraints.txt tests/eval/requirements-lmms.txt
 	test -x $(LMMS)/bin/python || $(PYTHON) -m venv $(LMMS)
