@@ -121,6 +121,7 @@ def look_study(model: Model, numbers: Sequence[int], texts: Corpus | None) -> tu
     parts, truths = [], []
     for number in numbers:
         batch = batcher.batch([Question(number, READ, "")], answers=False)
+        batch = batch.to(str(reader.language.table.device))
         visual, _ = reader.visual(batch, batch.cells)
         truth, kept = truth_of_cells(batcher.pages, number, reader.blank, tokenizer)
         own = torch.from_numpy(kept)
