@@ -28,7 +28,8 @@ from alignvlm.inference import extract as module
 from alignvlm.inference.ask import encode_pages
 from alignvlm.inference.extractive import PageSpans
 
-LINES = {56: "136.94", 57: "Nairobi", 59: ""}
+# capitals, and too few letters for a space: a random model can say them in one way only
+LINES = {56: "136.94", 57: "NAIRO", 59: ""}
 """What is read on a page so wide."""
 
 
@@ -88,8 +89,8 @@ def test_a_row_a_document_as_jsonl(run, tiny_model_dir, folder):
     assert 0 < value["confidence"] <= 1
     ((x0, y0, x1, y1),) = value["boxes"]
     assert x0 < x1 and y0 < y1
-    assert second["values"]["x"]["text"] == "Nairobi"
-    assert second["values"]["x"]["note"] == "'Nairobi' is no number"
+    assert second["values"]["x"]["text"] == "NAIRO"
+    assert second["values"]["x"]["note"] == "'NAIRO' is no number"
 
 
 def test_a_table_on_the_screen(run, tiny_model_dir, folder):
@@ -97,7 +98,7 @@ def test_a_table_on_the_screen(run, tiny_model_dir, folder):
     assert lines[0].split() == ["file", "x"]
     assert "136.94 (0." in lines[1]
     assert lines[2].endswith(" -")
-    assert lines[3] == f"{folder / 'b.png'}: x: 'Nairobi' is no number"
+    assert lines[3] == f"{folder / 'b.png'}: x: 'NAIRO' is no number"
 
 
 def test_a_rerun_goes_on_and_a_bad_file_costs_its_row(run, tiny_model_dir, folder, tmp_path):
@@ -107,7 +108,7 @@ def test_a_rerun_goes_on_and_a_bad_file_costs_its_row(run, tiny_model_dir, folde
     result = run(*given)
     assert result.stdout == f"{out}: 3 rows written (1 errors)\n"
     rows = list(csv.DictReader(out.read_text(encoding="utf-8").splitlines()))
-    assert [row["x"] for row in rows] == ["136.94", "Nairobi", ""]
+    assert [row["x"] for row in rows] == ["136.94", "NAIRO", ""]
     assert "bad.png" in rows[2]["error"]
     assert list(rows[0])[:2] == ["file", "x"]
     assert len(rows[0]["x_boxes"].split()) == 4
@@ -243,11 +244,11 @@ def test_nothing_that_could_be_read_is_an_error(run, tiny_model_dir, tmp_path):
 def test_ask_can_be_held_to_the_words_of_the_page(run, tiny_model_dir, folder, make_image):
     given = (tiny_model_dir, folder / "b.png", "Where?", "--extractive")
     lines = run(*given, "--boxes", verb="ask").stdout.splitlines()
-    assert lines[:2] == ["Nairobi", f"source: {folder / 'b.png'} page 1 (Nairobi)"]
-    assert lines[2].startswith("  Nairobi: page 1, ")
-    assert lines[2].endswith("score 0.93")
+    assert lines[:2] == ["NAIRO", f"source: {folder / 'b.png'} page 1 (NAIRO)"]
+    assert lines[2].startswith("  NAIRO: page 1, ")
+    assert lines[2].endswith("score 0.95")
     data = json.loads(run(*given, "--json", verb="ask").stdout)
-    assert data["answer"] == "Nairobi"
+    assert data["answer"] == "NAIRO"
     make_image(59, 28, 3).save(folder / "blank.png")
     blank = run(tiny_model_dir, folder / "blank.png", "Where?", "--extractive", verb="ask")
     assert blank.stdout == "\nsource: not on this page\n"

@@ -207,3 +207,7 @@ def test_a_span_is_cited_where_it_was_read(make_image):
     assert span is not None
     (found,) = cite_span(span, pages)
     assert (found.file, found.page, found.points) == ("a.pdf", 3, (0.0, 0.0, 5.0, 5.0))
+    span = spans.find("TOTAL")
+    assert span is not None
+    (found,) = cite_span(span, pages)
+    assert (found.word, found.reads) == ("TOTAL", "Total")

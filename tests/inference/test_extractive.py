@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ from alignvlm.inference.extractive import (
     PageSpans,
     TokenBytes,
     page_spans,
-    word_bounds,
 )
+from alignvlm.inference.word_edges import word_bounds, word_gaps
 from alignvlm.reader.characters import Characters
 from alignvlm.reader.page import PageTokens, Row
 
@@ -69,6 +70,14 @@ def said(pages: PageSpans, text: str) -> str | None:
         ("(SEPANG)", ["(SEPANG)", "SEPANG)"], ["(SEPANG", "(SEPANG)"]),
         ("Date:12/03/2018", ["Date:12/03/2018", "12/03/2018"], ["Date", "Date:12/03/2018"]),
         ("(", ["("], ["("]),
+        ("07/04/2018-18:11", ["07/04/2018-18:11"], ["07/04/2018", "07/04/2018-18:11"]),
+        ("20180428/1912", ["20180428/1912"], ["20180428", "20180428/1912"]),
+        ("20184428/1912", ["20184428/1912"], ["20184428/1912"]),
+        (
+            "A-9(6/12/18)",
+            ["A-9(6/12/18)", "(6/12/18)", "6/12/18)"],
+            ["A-9", "A-9(6/12/18", "A-9(6/12/18)"],
+        ),
         ("", [], []),
     ],
 )
@@ -122,6 +131,67 @@ def test_of_equal_spans_the_surest_and_then_the_first_is_meant():
     assert found is not None and found.words[0].box[1] == 20.0
 
 
+def test_small_letters_may_be_said_as_capitals_but_no_code_changes():
+    pages = spans("Novak Deli 3rd Floor", "aB3x 1c McKay")
+    found = pages.find("NOVAK DELI 3RD FLOOR")
+    assert found is not None
+    assert [word.text for word in found.words] == ["NOVAK", "DELI", "3RD", "FLOOR"]
+    assert [word.reads for word in found.words] == ["Novak", "Deli", "3rd", "Floor"]
+    assert found.log_probability == pytest.approx(17 * math.log(0.99), abs=1e-4)
+    assert said(pages, "Novak DELI") == "Novak DELI"
+    assert said(pages, "Novak DELi") == "Novak"
+    assert said(pages, "AB3X") is None
+    assert said(pages, "1C") is None
+    assert said(pages, "MCKAY") == "MCKAY"
+    assert said(spans("NOVAK"), "Novak") is None
+
+
+def test_the_second_choice_of_a_character_may_be_a_capital_too():
+    found = spans(a_row("Deii", others={2: ("l", 0.5)})).find("DELI")
+    assert found is not None and found.words[0].reads == "Deli"
+
+
+def test_what_is_printed_as_it_is_said_goes_first():
+    found = spans("Total", "TOTAL").find("TOTAL")
+    assert found is not None and found.words[0].box[1] == 20.0
+    found = spans("SDN.BHD", "SDN. BHD").find("SDN. BHD")
+    assert found is not None and found.words[0].box[1] == 20.0
+
+
+def test_a_space_may_be_said_where_words_are_printed_without_one():
+    pages = spans("13,JLN HealthAnd", "SS21/39,47400 SDN.BHD")
+    found = pages.find("13, JLN Health And SS21/39, 47400 SDN. BHD")
+    assert found is not None and found.text == "13, JLN Health And SS21/39, 47400 SDN. BHD"
+    assert [word.reads for word in found.words][:4] == ["13,", "JLN", "Health", "And"]
+    assert found.words[0].box == (0.0, 0.0, 30.0, 10.0)
+    assert found.words[1].box == (30.0, 0.0, 60.0, 10.0)
+
+
+@pytest.mark.parametrize(
+    "word", ["1,234.50", "0,12345", "10:30", "12/03/2018", "-31.48", "5.00", "1.234", "3-4", "50%"]
+)
+def test_no_space_is_put_into_a_number(word):
+    assert word_gaps(word) == []
+
+
+def test_a_narrow_space_may_be_left_out_unless_it_parts_digits():
+    assert said(spans("Total RM39 . 00"), "RM39.00") == "RM39.00"
+    assert said(spans("Petal ing Jaya"), "Petaling Jaya") == "Petaling Jaya"
+    assert said(spans("1 70. 00"), "170.00") == "1"
+    assert said(spans("1 70. 00"), "70.00") == "70.00"
+    assert said(spans("Total - 5.00"), "-5.00") == "-"
+    assert said(spans("Total", "Sum"), "TotalSum") == "Total"
+    found = spans("RM39 . 00").find("39.00")
+    assert found is not None
+    assert (found.words[0].reads, found.words[0].box) == ("39 . 00", (20.0, 0.0, 90.0, 10.0))
+
+
+def test_a_wide_space_is_not_left_out():
+    row = a_row("2 .50")
+    row.boxes[2:, [0, 2]] += 20
+    assert said(spans(row), "2.50") == "2"
+
+
 TEXT = st.lists(
     st.text(st.sampled_from("ab1€é.,:$-("), min_size=1, max_size=5), min_size=1, max_size=6
 )
@@ -144,9 +214,15 @@ def test_whatever_is_chosen_among_the_allowed_is_a_span(tokenizer, words, seed):
         live, text = pages.follow(live, tokens.of[token]), text + tokens.of[token]
         assert live
     chosen = text.decode()
-    assert chosen in " ".join(words) or chosen == ABSENT
+    assert as_printed(chosen) in as_printed(" ".join(words)) or chosen == ABSENT
     found = pages.find(chosen)
     assert found is not None and found.text == ("" if chosen == ABSENT else chosen)
+    assert as_printed(found.text) == as_printed(" ".join(word.reads for word in found.words))
+
+
+def as_printed(text: str) -> str:
+    """What may not differ between a page and a span of it; spaces between digits may not either."""
+    return re.sub(r"(?<!\d) | (?!\d)", "", text.lower())
 
 
 def test_tokens_are_known_by_their_bytes(tokenizer):

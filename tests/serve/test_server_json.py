@@ -139,19 +139,19 @@ def test_a_page_counts_once_however_many_fields(create, parts, page):
 
 
 def test_one_property_is_asked_in_the_messages_own_words(create, page, asked):
-    messages = [user_message("Who signed?", page("Nairobi"))]
+    messages = [user_message("Who signed?", page("NAIRO"))]
     form = schema(answer={"type": "string"})
     done = create(messages=messages, response_format=form)
     assert asked == ["Who signed?"]
-    assert json.loads(done.choices[0].message.content) == {"answer": "Nairobi"}
+    assert json.loads(done.choices[0].message.content) == {"answer": "NAIRO"}
 
 
 def test_the_surest_of_several_pages(create, page):
-    pages = [page("Nairobi"), page(), page("Kampala")]
+    pages = [page("NAIRO"), page(), page("KAMPA")]
     form = schema(town={"type": "string"}, other={"type": "string"})
     done = create(messages=[user_message("Read.", *pages)], response_format=form)
     found = done.choices[0].message.fields["town"]
-    assert found["page"] == {"Nairobi": 1, "Kampala": 3}[found["text"]]
+    assert found["page"] == {"NAIRO": 1, "KAMPA": 3}[found["text"]]
 
 
 def test_strict_gives_no_answer_rather_than_one_that_breaks_the_schema(create, page):

@@ -21,8 +21,8 @@ from ..documents.page_images import PageImage
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..model.outputs import Encoded
 from ..processing.processor import AlignVLMProcessor
-from .extractive import Span
 from .inspect import CellReading, PageReading, read_page
+from .span import Span
 
 Box = tuple[float, float, float, float]
 
@@ -154,12 +154,12 @@ def cite_span(span: Span, pages: Sequence[PageImage]) -> list[Citation]:
         A citation a word; its score is the probability that the whole span was read right.
     """
     found = []
-    for index, (word, number, box) in enumerate(span.words):
+    for index, (word, number, box, reads) in enumerate(span.words):
         page = pages[number]
         x0, y0, x1, y1 = box if page.scale is None else (edge / page.scale for edge in box)
         points = None if page.scale is None else (x0, y0, x1, y1)
         sure = math.exp(span.log_probability)
-        found.append(Citation(page.file, page.page, word, index, word, box, points, sure))
+        found.append(Citation(page.file, page.page, word, index, reads, box, points, sure))
     return found
 
 

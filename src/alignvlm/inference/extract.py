@@ -21,9 +21,10 @@ from ..model.outputs import CACHE, Encoded
 from ..processing.processor import AlignVLMProcessor
 from ..reader.page import Box
 from .confidence import Calibration, probability, score
-from .extractive import ExtractiveDecoding, PageSpans, Span, TokenBytes, end_ids, page_spans
+from .extractive import ExtractiveDecoding, PageSpans, TokenBytes, end_ids, page_spans
 from .field_schema import FieldQuestion, Schema, field_questions
 from .prompt import build_prompts, chat, encode_pages
+from .span import Span
 from .values import Spelling, parse
 
 DETAILS = ("text", "page", "boxes", "confidence", "note")
@@ -37,7 +38,8 @@ class FieldValue:
 
     Attributes:
         value: ``str``, ``Decimal``, ``int`` or ``datetime.date``; ``None``: there is none.
-        text: the words on the page; empty if the field is not there.
+        text: the words on the page, as they are said (see :class:`~.span.Span`); empty if the field
+            is not there.
         page: the page they stand on, as :class:`PageImage` counts it; ``None`` without words.
         boxes: x0, y0, x1, y1 of each line of them, px of the page image.
         confidence: probability that it is right; 0 without a page that could be read.

@@ -4,6 +4,10 @@ The text that a reader found is a line of characters, rows parted by one space, 
 characters it may be. An answer is spelled byte by byte along it, from where a word begins to where
 one ends; a token may follow if all of its bytes do. So it does not matter where the page's own
 spelling has its token boundaries, nor that an answer starts without the space a page's word has.
+
+Small letters may be said as capitals, a space may be put where words were printed or read without
+one, and a narrow space be left out (:mod:`.word_edges`): a model that learnt to say "NOVAK DELI"
+for "Novak Deli" would otherwise go elsewhere at the first small letter. What is printed is kept.
 """
 
 from __future__ import annotations
@@ -11,7 +15,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -23,55 +26,18 @@ from ..errors import ConfigError
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..model.outputs import Encoded
 from ..reader.cut import BYTES
-from ..reader.page import Box, PageTokens
+from ..reader.page import PageTokens
 from ..tiling import Grid
-from .values import CURRENCY
+from .span import Span, SpanWord, union
+from .word_edges import may_be_capitals, may_join, word_bounds, word_gaps
 
 ABSENT = "not on this page"
 """The one answer that need not stand on the page."""
 UNSURE = math.log(0.05)
 """Another character is allowed in a place if it is at least so probable, relative to the best."""
-_OPEN, _CLOSE = "([{<\"'“‘«*#", ")]}>\"'”’»*.,:;!?"
-_PARTS = re.compile(r"[:;=|(\[]")
-
-
-class SpanWord(NamedTuple):
-    """A word of a span and where it stands: page from 0, box in px of the page image."""
-
-    text: str
-    page: int
-    box: Box
-
-
-@dataclass(frozen=True)
-class Span:
-    """Words that stand on the pages one after the other.
-
-    Attributes:
-        text: with single spaces; empty for :data:`ABSENT`.
-        words: each with its place; none for :data:`ABSENT`.
-        log_probability: that the page was read right here, nats.
-    """
-
-    text: str
-    words: list[SpanWord]
-    log_probability: float
-
-    @property
-    def boxes(self) -> list[tuple[int, Box]]:
-        """Page and box of the span on each page and row that it runs over."""
-        found: list[tuple[int, Box]] = []
-        for _, page, (x0, y0, x1, y1) in self.words:
-            if found and found[-1][0] == page and _beside(found[-1][1], (x0, y0, x1, y1)):
-                a, b, c, d = found.pop()[1]
-                x0, y0, x1, y1 = min(a, x0), min(b, y0), max(c, x1), max(d, y1)
-            found.append((page, (x0, y0, x1, y1)))
-        return found
-
-
-def _beside(first: Box, second: Box) -> bool:
-    middle = (second[1] + second[3]) / 2
-    return first[1] <= middle <= first[3]
+CHANGED = -1e-6
+"""What a capital, a space more or a space less costs, nats: as printed goes first."""
+_PUT, _LEFT_OUT = -1, -2
 
 
 class TokenBytes:
@@ -102,13 +68,43 @@ class TokenBytes:
 
 class _Live(NamedTuple):
     """A span that is being spelled: where it began, the character it is at, and of that one's bytes
-    those still to come; the log-ratio of the other characters it took, and which these are."""
+    those still to come; the log-ratio of what it took in place of what is printed, and what that is
+    (place, and number of the option, ``_PUT`` or ``_LEFT_OUT``); whether a space was just put, and
+    whether the letters are said in capitals."""
 
     start: int
     at: int
     rest: bytes
     weight: float
     took: tuple[tuple[int, int], ...]
+    apart: bool = False
+    large: bool = False
+
+    @property
+    def state(self) -> tuple[int, bytes, bool, bool]:
+        """What decides how it may go on."""
+        return self.at, self.rest, self.apart, self.large
+
+
+class _Option(NamedTuple):
+    """A character that may be said in a place: log-ratio to the best one, as it is printed, and
+    whether it is a capital in place of a small letter; ``None``: it has no other size."""
+
+    said: str
+    ratio: float
+    printed: str
+    large: bool | None = None
+
+    def capital(self) -> list[_Option]:
+        """It and the same as a capital, where that is another single character."""
+        large = self.said.upper()
+        if large == self.said or len(large) > 1:
+            return [self]
+        more = self._replace(said=large, ratio=self.ratio + CHANGED, large=True)
+        return [self._replace(large=False), more]
+
+
+SPACE = _Option(" ", 0.0, " ")
 
 
 class PageSpans:
@@ -122,10 +118,13 @@ class PageSpans:
 
     def __init__(self, pages: Sequence[tuple[PageTokens, float]]) -> None:
         self._pages = pages
-        self._chars: list[list[tuple[str, float]]] = []  # at each place what may stand, best first
+        self._chars: list[list[_Option]] = []  # at each place what may stand, best first
         self._where: list[tuple[int, int, int] | None] = []  # page, row, character
         self._starts: list[int] = []
         self._ends: set[int] = set()  # places right behind a word
+        self._gaps: set[int] = set()  # places before which a space may be said
+        self._narrow: set[int] = set()  # spaces that may be left out
+        self._deciding: set[int] = set()  # small letters that say for a run if it is in capitals
         for number, (page, _) in enumerate(pages):
             first = len(self._chars)
             for index, row in enumerate(page.rows):
@@ -136,68 +135,111 @@ class PageSpans:
 
     def _add_row(self, page: int, row: int, characters: Any) -> None:
         ratios = characters.log_ratio.detach().tolist()
+        capitals = [
+            [word.start() + index for index in run]
+            for word in re.finditer(r"\S+", characters.text)
+            for run in may_be_capitals(word[0])
+        ]
+        small, deciding = {at for run in capitals for at in run}, {run[0] for run in capitals}
         for index, char in enumerate(characters.text):
             char = " " if char.isspace() else char
             others = [
-                (other, ratio)
+                _Option(other, ratio, other)
                 for other, ratio in zip(characters.options[index], ratios[index])
                 if ratio >= UNSURE and not other.isspace() and other != char
             ]
-            self._put([(char, 0.0), *others], (page, row, index))
-        self._put([(" ", 0.0)], None)
+            options = [_Option(char, 0.0, char), *others]
+            if index in small:
+                options = [both for one in options for both in one.capital()]
+            if index in deciding:
+                self._deciding.add(len(self._chars))
+            self._put(options, (page, row, index))
+        self._put([SPACE], None)
 
-    def _put(self, options: list[tuple[str, float]], where: tuple[int, int, int] | None) -> None:
+    def _put(self, options: list[_Option], where: tuple[int, int, int] | None) -> None:
         """Another place; of several spaces only the first one."""
-        space = (" ", 0.0)
-        if not (options[:1] == [space] and self._chars and self._chars[-1][:1] in ([space], [])):
+        if not (options[:1] == [SPACE] and self._chars and self._chars[-1][:1] in ([SPACE], [])):
             self._chars.append(options)
             self._where.append(where)
 
     def _bound(self, first: int) -> None:
-        """Where spans of the characters from ``first`` on may begin and end; none goes on."""
-        text = "".join(options[0][0] for options in self._chars[first:])
+        """Where spans of the characters from ``first`` on may begin and end, and where a space is
+        put or left out; none goes on."""
+        text = "".join(options[0].said for options in self._chars[first:])
         place = first
         for word in text.split(" "):
             starts, ends = word_bounds(word)
             self._starts += [place + start for start in starts]
             self._ends |= {place + end for end in ends}
+            self._gaps |= {place + gap for gap in word_gaps(word)}
             place += len(word) + 1
+        for at in range(first + 1, len(self._chars) - 1):
+            if text[at - first] == " " and may_join(text[at - first - 1], text[at - first + 1]):
+                self._narrow |= {at} if self._beside(at - 1, at + 1) else set()
         if self._chars[first:]:
             self._chars[-1] = []
+
+    def _beside(self, left: int, right: int) -> bool:
+        """Whether two places are in one row, and no further apart than it is high."""
+        a, b = self._where[left], self._where[right]
+        if a is None or b is None or a[:2] != b[:2]:
+            return False
+        row = self._pages[a[0]][0].rows[a[1]]
+        first, second = row.boxes[a[2]].tolist(), row.boxes[b[2]].tolist()
+        x0, y0, x1, y1 = row.box
+        gaps = (second[0] - first[2], first[0] - second[2], second[1] - first[3],
+                first[1] - second[3])  # fmt: skip
+        return max(gaps) <= min(x1 - x0, y1 - y0)
 
     def _add(self, phrase: str) -> None:
         self._starts.append(len(self._chars))
         for char in phrase:
-            self._put([(char, 0.0)], None)
+            self._put([_Option(char, 0.0, char)], None)
         self._ends.add(len(self._chars))
         self._put([], None)
 
     def begin(self, *, spaced: bool = False) -> list[_Live]:
         """Every place where a span may begin; ``spaced``: also with a space before it."""
-        live = [_Live(start, start, b"", 0.0, ()) for start in self._starts]
+        live = [_Live(start, start, b"", 0.0, (), apart=True) for start in self._starts]
         return live + [one._replace(at=-1 - one.start) for one in live if spaced]
 
     def _steps(self, live: _Live) -> Iterator[tuple[int, _Live]]:
         """The bytes that may come next, each with where it leads."""
-        start, at, rest, weight, took = live
+        _, at, rest, weight, took, apart, _ = live
         if at < 0:  # the space before the span
-            yield 0x20, live._replace(at=start)
+            yield 0x20, live._replace(at=live.start)
         elif rest:
             yield rest[0], live._replace(at=at + (len(rest) == 1), rest=rest[1:])
         else:
-            for number, (char, ratio) in enumerate(self._chars[at]):
-                spelled = char.encode()
-                more = took if number == 0 else (*took, (at, number))
-                after = at + (len(spelled) == 1)
-                yield spelled[0], _Live(start, after, spelled[1:], weight + ratio, more)
+            if at in self._gaps and not apart:
+                put = (*took, (at, _PUT))
+                yield 0x20, live._replace(weight=weight + CHANGED, took=put, apart=True)
+            yield from self._characters(live._replace(apart=False))
+            if at in self._narrow:
+                out = (*took, (at, _LEFT_OUT))
+                left = live._replace(at=at + 1, weight=weight + CHANGED, took=out, apart=False)
+                yield from self._characters(left)
+
+    def _characters(self, live: _Live) -> Iterator[tuple[int, _Live]]:
+        """The first bytes of the characters that may stand at its place."""
+        start, at, _, weight, took, _, large = live
+        for number, (char, ratio, _, own) in enumerate(self._chars[at]):
+            if at in self._deciding:
+                large = bool(own)
+            elif own not in (None, large):
+                continue
+            spelled = char.encode()
+            more = took if number == 0 else (*took, (at, number))
+            after = at + (len(spelled) == 1)
+            yield spelled[0], _Live(start, after, spelled[1:], weight + ratio, more, False, large)
 
     def follow(self, live: Iterable[_Live], spelled: bytes) -> list[_Live]:
         """The spans that go on with these bytes."""
         for byte in spelled:
-            best: dict[tuple[int, int, bytes], _Live] = {}
+            best: dict[Any, _Live] = {}
             for one in live:
                 for step, after in self._steps(one):
-                    key = after[:3]
+                    key = after.start, after.state
                     if step == byte and (key not in best or best[key].weight < after.weight):
                         best[key] = after
             live = list(best.values())
@@ -206,19 +248,20 @@ class PageSpans:
     def allowed(self, live: Iterable[_Live], tokens: TokenBytes) -> set[int]:
         """Tokens all of whose bytes some span goes on with."""
         found: set[int] = set()
-        todo = {(one.at, one.rest, b""): one for one in live}  # wherever they began
+        todo = {(one.state, b""): one for one in live}  # wherever they began
         while todo:
-            (_, _, before), one = todo.popitem()
+            (_, before), one = todo.popitem()
             for byte, after in self._steps(one):
                 spelled = before + bytes([byte])
                 found.update(tokens.ids.get(spelled, ()))
                 if spelled in tokens.prefixes:
-                    todo[after.at, after.rest, spelled] = after
+                    todo[after.state, spelled] = after
         return found
 
     def ended(self, live: Iterable[_Live]) -> list[_Live]:
         """Those spans that may end here."""
-        return [one for one in live if not one.rest and one.start < one.at and one.at in self._ends]
+        whole = (one for one in live if not one.rest and not one.apart)
+        return [one for one in whole if one.at in self._ends]
 
     def find(self, text: str) -> Span | None:
         """The most probable span that the text begins with, the longest one, the first on the page;
@@ -237,59 +280,39 @@ class PageSpans:
     def _span(self, live: _Live) -> Span:
         if live.start == self._absent:
             return Span("", [], 0.0)
-        took, words, total = dict(live.took), [], live.weight
-        text, boxes, page = "", [], 0
+        words = [self._word(chars) for chars in self._said(live)]
+        total = live.weight + math.fsum(sure for _, sure in words)
+        text = " ".join(word.text for word, _ in words)
+        return Span(text, [word for word, _ in words], min(total, 0.0))
+
+    def _said(self, live: _Live) -> list[list[tuple[int, _Option]]]:
+        """The characters of each word, with their places."""
+        took = {at: number for at, number in live.took if number >= 0}
+        words: list[list[tuple[int, _Option]]] = [[]]
         for at in range(live.start, live.at):
-            char = self._chars[at][took.get(at, 0)][0]
-            if char == " ":
-                words.append(SpanWord(text, page, _union(boxes)))
-                text, boxes = "", []
-                continue
+            option = self._chars[at][took.get(at, 0)]
+            if (at, _PUT) in live.took:
+                words.append([])
+            if option == SPACE and (at, _LEFT_OUT) not in live.took:
+                words.append([])
+            else:
+                words[-1].append((at, option))
+        return words
+
+    def _word(self, chars: Sequence[tuple[int, _Option]]) -> tuple[SpanWord, float]:
+        """A word with its place, and the log-probability that it was read right."""
+        boxes, page, total = [], 0, 0.0
+        for at, option in chars:
             place = self._where[at]
-            assert place is not None  # only separators and ABSENT have no place
+            if option == SPACE or place is None:
+                continue
             page, number, index = place
             row, scale = self._pages[page][0].rows[number], self._pages[page][1]
-            text += char
             boxes.append(tuple(float(edge) / scale for edge in row.boxes[index]))
             total += math.log(max(float(row.probability[index]), 1e-6))
-        words.append(SpanWord(text, page, _union(boxes)))
-        return Span(" ".join(word.text for word in words), words, min(total, 0.0))
-
-
-def _union(boxes: Sequence[tuple[float, ...]]) -> Box:
-    x0, y0 = min(b[0] for b in boxes), min(b[1] for b in boxes)
-    return x0, y0, max(b[2] for b in boxes), max(b[3] for b in boxes)
-
-
-def word_bounds(word: str) -> tuple[list[int], list[int]]:
-    """Where a span may begin and end in a word without spaces, as offsets.
-
-    At its ends; behind opening and before closing punctuation; at ``: ; = |`` and brackets; behind
-    a currency before an amount. Never where it would part a number from its digits or its sign.
-
-    Example:
-        >>> word_bounds("Total:$31.48,")
-        ([0, 6, 7], [5, 12, 13])
-    """
-    places = range(len(word) + 1)
-    starts = [at for at in places if word[at:] and _may_begin(word[:at], word[at:])]
-    ends = [at for at in places if at and _may_end(word[:at], word[at:])]
-    return starts, ends
-
-
-def _may_begin(head: str, tail: str) -> bool:
-    if head[-2:-1].isdigit() and tail[0].isdigit():
-        return False  # 10:30
-    own = _PARTS.split(head)[-1].strip(_OPEN)
-    return not own or (CURRENCY.fullmatch(own) is not None and tail[0] in "0123456789.-+")
-
-
-def _may_end(head: str, tail: str) -> bool:
-    if not tail:
-        return True
-    if not head.strip(_OPEN) or (head[-1].isdigit() and tail[1:2].isdigit()):
-        return False
-    return not tail.strip(_CLOSE) or _PARTS.match(tail) is not None
+        said = "".join(option.said for _, option in chars if option != SPACE)
+        reads = "".join(option.printed for _, option in chars)
+        return SpanWord(said, page, union(boxes), reads), total
 
 
 class ExtractiveDecoding(LogitsProcessor):
@@ -307,7 +330,10 @@ class ExtractiveDecoding(LogitsProcessor):
     def __init__(self, spans: Sequence[PageSpans], tokens: TokenBytes, ends: Sequence[int]) -> None:
         self._spans, self._tokens, self._ends = spans, tokens, list(ends)
         self._prompt: int | None = None
+        places = {id(own): number for number, own in reversed(list(enumerate(spans)))}
+        self._same = [places[id(own)] for own in spans]  # questions about one page are alike
         self._known: dict[tuple[int, tuple[int, ...]], list[_Live]] = {}
+        self._after: dict[tuple[int, tuple[int, ...]], list[int]] = {}
 
     def _live(self, prompt: int, said: tuple[int, ...]) -> list[_Live]:
         key = prompt, said
@@ -322,9 +348,12 @@ class ExtractiveDecoding(LogitsProcessor):
         return self._known[key]
 
     def _allowed(self, prompt: int, said: tuple[int, ...]) -> list[int]:
-        live, spans = self._live(prompt, said), self._spans[prompt]
-        found = list(spans.allowed(live, self._tokens))
-        return found + self._ends if spans.ended(live) or not found else found
+        key = prompt, said
+        if key not in self._after:
+            live, spans = self._live(prompt, said), self._spans[prompt]
+            found = list(spans.allowed(live, self._tokens))
+            self._after[key] = found + self._ends if spans.ended(live) or not found else found
+        return self._after[key]
 
     def __call__(
         self, input_ids: Int[Tensor, "rows length"], scores: Float[Tensor, "rows vocab"]
@@ -335,7 +364,7 @@ class ExtractiveDecoding(LogitsProcessor):
         beams = len(input_ids) // len(self._spans)
         masked = torch.full_like(scores, -math.inf)
         for row, ids in enumerate(input_ids[:, self._prompt :].tolist()):
-            allowed = self._allowed(row // beams, tuple(ids))
+            allowed = self._allowed(self._same[row // beams], tuple(ids))
             masked[row, allowed] = scores[row, allowed]
         return masked
 
