@@ -42,4 +42,5 @@ def load_model(
     device = default_device() if device is None else device
     model, processor = load_pretrained(resolve(reference), dtype or default_dtype(device))
     model.eval().to(device)  # type: ignore[arg-type]
+    model.hasten()
     return model, processor

@@ -17,6 +17,7 @@ from .config import AlignVLMConfig
 from .dropping import Compact
 from .modeling import AlignVLMModel
 from .outputs import CACHE, AlignVLMCausalLMOutput, Encoded
+from .stepping import Step, prepare
 
 
 class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin):
@@ -36,7 +37,20 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
             if module is embedding:  # GPT-2 calls it wte, GPT-NeoX embed_in, ...
                 key = f"model.language_model.{name}.weight"
                 self._tied_weights_keys = {"lm_head.weight": key}
+        self._step: Step | None = None
         self.post_init()
+
+    def hasten(self) -> None:
+        """Make later steps of generation faster where :mod:`.stepping` can; elsewhere nothing
+        changes."""
+        self._step = prepare(self)
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """transformers' ``save_pretrained``; weights that :meth:`hasten` laid out anew are written
+        as they were."""
+        if self._step is not None and len(args) < 2 and kwargs.get("state_dict") is None:
+            kwargs["state_dict"] = {k: v.contiguous() for k, v in self.state_dict().items()}
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
@@ -89,6 +103,14 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
             skip_logits: with ``labels``, compute logits only where there is a label and return
                 none: a training step then never holds ``L x V``.
         """
+        cache = cache if past_key_values is None else past_key_values
+        if self._step is not None and self._step.suits(
+            self, input_ids, cache, attention_mask,
+            pixel_values, inputs_embeds, mm_encoder_outputs, vocab_targets, labels, shift_labels,
+            **kwargs,
+        ):  # fmt: skip
+            logits = self._step(self, input_ids, cache, attention_mask, position_ids)
+            return AlignVLMCausalLMOutput(logits=logits, **{CACHE: cache})
         weight = self.config.vocab_loss_weight
         if input_ids is None and inputs_embeds is None and vocab_targets is not None:
             grounded = self.model.vocab_loss(pixel_values, vocab_targets, image_grids)
@@ -105,7 +127,7 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
             image_grids=image_grids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            cache=cache if past_key_values is None else past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             mm_encoder_outputs=mm_encoder_outputs,
             vocab_targets=vocab_targets,
@@ -266,7 +288,10 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The head, with the scaling or soft cap that some language models put behind it."""
-        logits = self.lm_head(hidden)
+        return self.scaled_logits(self.lm_head(hidden))
+
+    def scaled_logits(self, logits: Tensor) -> Tensor:
+        """What some language models do with their head's output."""
         config = self.config.text_config
         if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
             logits = torch.tanh(logits / cap) * cap
