@@ -37,7 +37,10 @@ def drop_half(model: Any, batch: Any) -> Any:
     """The model drops the blanker half of the batch's visual tokens."""
     features = model.model.encode_tiles(batch["pixel_values"])
     blank = model.model.connector.vocab_distribution(features)[..., model.config.blank_token_id]
-    model.config.blank_threshold = float(blank.flatten().median())
+    ordered = blank.flatten().sort().values
+    middle = len(ordered) // 2
+    # between two marks: at one of them rounding, other than with gradients, would decide
+    model.config.blank_threshold = float(ordered[middle - 1 : middle + 1].mean())
     return model
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoModel
@@ -108,7 +108,7 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         }
 
     def assemble(
-        self, tokens: Float[Tensor, "tiles n d"], image_grids: Int[Tensor, "images 3"]
+        self, tokens: Shaped[Tensor, "tiles n d"], image_grids: Int[Tensor, "images 3"]
     ) -> list[Tensor]:
         """Visual tokens of each image in the order the language model reads them.
 
@@ -232,13 +232,14 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         input_ids: Int[Tensor, "batch length"],
         pixel_values: Float[Tensor, "tiles 3 height width"] | None = None,
         image_grids: Int[Tensor, "images 3"] | None = None,
-        attention_mask: Int[Tensor, "batch length"] | None = None,
+        attention_mask: Int[Tensor, "batch read"] | None = None,
         vocab_targets: Int[Tensor, "tiles n"] | None = None,
         encoded: Encoded | None = None,
     ) -> Merged:
         """Prompt embeddings with visual tokens written over the placeholders.
 
         Args:
+            attention_mask: with a cache also of what was read before.
             encoded: the images' pages, as :meth:`encode` gave them, in place of pixels.
 
         Raises:

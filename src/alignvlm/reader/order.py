@@ -113,7 +113,7 @@ def _apart(a: NDArray, b: NDArray) -> float:
 def _covers(a: NDArray, b: NDArray) -> bool:
     """Whether two pieces stand one over the other rather than side by side; boxes of neighbouring
     cells may touch."""
-    return -_apart(a, b) > 0.5 * min(a[2] - a[0], b[2] - b[0])
+    return bool(-_apart(a, b) > 0.5 * min(a[2] - a[0], b[2] - b[0]))
 
 
 def _blocks(pieces: NDArray, said: _Said, block: NDArray) -> list[NDArray]:
