@@ -1,10 +1,11 @@
-"""Draws the tour's two figures from a real page.
+"""Draws the tour's two figures from a real page, and how much a confidence means.
 
-python docs/figures.py        # docs/images/page-to-tokens.png and blank-dropping.png
+python docs/figures.py        # docs/images/page-to-tokens.png, blank-dropping.png, confidence.png
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from matplotlib import pyplot as plt
 
 DOCS = Path(__file__).resolve().parent
 PAGE = DOCS.parent / "examples" / "pages" / "receipt.png"
+CONFIDENCE = DOCS.parent / "benchmarks" / "results" / "smol" / "confidence.json"
+"""Written by ``python -m training.smol.calibrate``."""
 FADED = 0.27
 """The receipt at this share of its size, so that some characters are unsure."""
 LEAST = 0.01
@@ -171,6 +174,29 @@ def blank_dropping(out: Path) -> None:
     plt.close(figure)
 
 
+def confidence(out: Path) -> None:
+    """Reliability, and risk against coverage, of what ``extract`` finds on SROIE's receipts."""
+    found = json.loads(CONFIDENCE.read_text("utf-8"))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.4), dpi=110, layout="constrained")
+    bins = found["reliability"]
+    left.plot([0, 1], [0, 1], color=BLANK)
+    left.scatter(
+        [own["confidence"] for own in bins], [own["right"] for own in bins],
+        s=[8 + 2 * own["answers"] for own in bins], color=INK, alpha=0.7, linewidths=0,
+    )  # fmt: skip
+    left.set_xlabel("mean confidence")
+    left.set_ylabel("share of values that are right")
+    left.set_title("Reliability; a dot's area: values", fontsize=9, loc="left")
+    right.plot(*zip(*found["curve"]), color=SOFT)
+    right.set_xlabel("share of values that are kept, surest first")
+    right.set_ylabel("wrong among them")
+    right.set_ylim(bottom=0)
+    right.set_title("Risk and coverage", fontsize=9, loc="left")
+    figure.savefig(out / "confidence.png")
+    plt.close(figure)
+
+
 if __name__ == "__main__":
     page_to_tokens(DOCS / "images")
     blank_dropping(DOCS / "images")
+    confidence(DOCS / "images")

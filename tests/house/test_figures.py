@@ -1,4 +1,4 @@
-"""The tour's figures can be drawn again."""
+"""The docs' figures can be drawn again."""
 
 import importlib.util
 from pathlib import Path
@@ -10,8 +10,8 @@ SCRIPT = Path(__file__).resolve().parents[2] / "docs" / "figures.py"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["page-to-tokens", "blank-dropping"])
-def test_the_tours_figures_are_drawn(tmp_path, name):
+@pytest.mark.parametrize("name", ["page-to-tokens", "blank-dropping", "confidence"])
+def test_the_figures_are_drawn(tmp_path, name):
     spec = importlib.util.spec_from_file_location("figures", SCRIPT)
     figures = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(figures)

@@ -4,7 +4,7 @@
 
 Every receipt of a split is extracted by the shipped model with no calibration; an answer is right
 if the benchmark's metric says so. Receipts are dealt into five parts: each part is judged by the
-map fitted on the others. Writes ``calibration.json``, fitted on all, and ``calibrated.json`` with
+map fitted on the others. Writes ``calibration.json``, fitted on all, and ``confidence.json`` with
 the expected calibration error, the reliability table and the risk-coverage curve.
 """
 
@@ -124,7 +124,7 @@ def main() -> None:
     asked = parser.parse_args()
     answers = marked(asked.data, asked.split, asked.limit)
     found = summary(answers)
-    (asked.out / "calibrated.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    (asked.out / "confidence.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     fitted: Calibration = fit_calibration([a.score for a in answers], [a.right for a in answers])
     fitted.save(asked.out / "calibration.json")
     print(json.dumps({k: v for k, v in found.items() if k not in ("curve", "reliability")}))
