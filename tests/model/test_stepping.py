@@ -9,9 +9,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria
+from transformers import (
+    AutoModelForCausalLM,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+)
 
 from alignvlm.errors import AlignVLMError
+from alignvlm.inference.embed import bare_language_model
 from alignvlm.inference.stopping import Stopped, stoppable
 from alignvlm.model.stepping import ROWS, Step
 
@@ -211,6 +217,17 @@ def test_a_hastened_model_is_saved_as_it_was(make_model, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path).state_dict()
     assert all(torch.equal(value, loaded[key]) for key, value in before.items())
+
+
+def test_the_language_model_alone_is_saved_too(make_model, tmp_path, count):
+    model = make_model(text=WIDER)
+    before = {k: v.clone() for k, v in model.model.language_model.state_dict().items()}
+    model.hasten()
+    bare_language_model(model).save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).model.state_dict()
+    assert all(torch.equal(again[key], value) for key, value in before.items())
+    model.generate(**prompt(model, 1, 5, 0), max_new_tokens=3, **GREEDY)
+    assert not count  # it goes on as it was before
 
 
 def test_drafts_for_embeddings_are_still_refused(pair):

@@ -85,7 +85,9 @@ def _embeds(prompt: Prompt) -> PromptEmbeds:
 
 def bare_language_model(model: AlignVLMForConditionalGeneration) -> PreTrainedModel:
     """The language model with its head, as transformers and servers know it; it shares the
-    weights. Where training changed the language model, this is what must be served."""
+    weights. Where training changed the language model, this is what must be served. ``model``'s own
+    answers take longer afterwards: its weights are laid out as they are stored."""
+    model.unhasten()
     with torch.device("meta"):
         bare = AutoModelForCausalLM.from_config(model.config.text_config, trust_remote_code=False)
     bare.set_output_embeddings(model.lm_head)

@@ -17,7 +17,7 @@ from .config import AlignVLMConfig
 from .dropping import Compact
 from .modeling import AlignVLMModel
 from .outputs import CACHE, AlignVLMCausalLMOutput, Encoded
-from .stepping import Step, prepare
+from .stepping import Step, prepare, restore
 
 
 class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin):
@@ -44,6 +44,12 @@ class AlignVLMForConditionalGeneration(AlignVLMPreTrainedModel, GenerationMixin)
         """Make later steps of generation faster where :mod:`.stepping` can; elsewhere nothing
         changes."""
         self._step = prepare(self)
+
+    def unhasten(self) -> None:
+        """Lay weights out as they are in files again, for whoever takes the language model out."""
+        if self._step is not None:
+            restore(self)
+            self._step = None
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """transformers' ``save_pretrained``; weights that :meth:`hasten` laid out anew are written

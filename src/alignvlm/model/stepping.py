@@ -188,6 +188,14 @@ def _join(modules: list[nn.Linear]) -> Tensor:
     return joined
 
 
+@torch.no_grad()
+def restore(model: Any) -> None:
+    """Undo what :func:`prepare` did to the weights."""
+    for layer in model.model.language_model.layers:
+        for one in products(layer):
+            one.weight.data = one.weight.data.contiguous()
+
+
 def products(layer: Any) -> list[Any]:
     """The modules of a layer that multiply."""
     a, m = layer.self_attn, layer.mlp
