@@ -194,3 +194,12 @@ def test_a_hostile_chat_template_for_text_alone_is_one_line(copy: Path) -> None:
 def test_each_kind_of_loader_loads(tiny_lm_dir: Path) -> None:
     for loader in (AutoConfig, AutoTokenizer, AutoModelForCausalLM):
         loaded(loader, tiny_lm_dir)
+
+
+def test_a_config_that_asks_for_outputs_by_a_number_is_one_line(tiny_model_dir, tmp_path):
+    folder = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config["text_config"]["output_hidden_states"] = 1e308
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    with pytest.raises(WeightsError, match="output_hidden_states is neither true nor false"):
+        load_model(str(folder))

@@ -15,6 +15,7 @@ READ = (".safetensors", ".json", ".txt", ".model", ".jinja")
 """Suffixes of the files that are read."""
 TEMPLATES = "additional_chat_templates"
 """The one folder within a model folder of which files are read."""
+OUTPUTS = ("output_hidden_states", "output_attentions", "return_dict")
 MOST_LAYERS = 1024
 """Or experts, of a model."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -83,7 +84,7 @@ def loaded(loader: Any, folder: Path, **keys: Any) -> Any:
             )
         if not any(folder.glob("*.safetensors")):
             raise _no_weights(folder)
-        _check_layers(folder)
+        _check_config(folder)
         keys["use_safetensors"] = True
     try:
         return loader.from_pretrained(folder, trust_remote_code=False, **keys)
@@ -97,8 +98,9 @@ def loaded(loader: Any, folder: Path, **keys: Any) -> Any:
         raise WeightsError(f"{folder}: not a usable model: {lines[0]}") from None
 
 
-def _check_layers(folder: Path) -> None:
-    """A config may ask for a billion layers, which would be made before weights are missed."""
+def _check_config(folder: Path) -> None:
+    """What loaders take as it is: a billion layers, which would be made before weights are missed,
+    and a number where a forward pass wants to know what to give."""
 
     def walk(value: Any) -> Iterator[tuple[str, Any]]:
         for key, inner in value.items():
@@ -113,6 +115,8 @@ def _check_layers(folder: Path) -> None:
     for key, value in found:
         if isinstance(value, int) and value > MOST_LAYERS and re.search("layer|depth|expert", key):
             raise WeightsError(f"{folder}: config.json: {key} is {value}, more than {MOST_LAYERS}")
+        if key in OUTPUTS and not isinstance(value, bool | list | type(None)):
+            raise WeightsError(f"{folder}: config.json: {key} is neither true nor false")
 
 
 def _no_weights(folder: Path) -> WeightsError:
