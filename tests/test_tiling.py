@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from alignvlm.errors import ConfigError
@@ -128,6 +128,7 @@ def test_covering_grid_of_known_pages(width, height, most, grid):
     st.integers(1, 4000), st.integers(1, 4000), st.integers(1, 300), st.integers(1, 300),
     st.integers(1, 60),
 )  # fmt: skip
+@example(4, 17, 1, 1, 12)  # a column less after rounding, then two rows less
 def test_covering_grid_keeps_most_of_the_page(width, height, tile_width, tile_height, most):
     tile = tile_width, tile_height
     grid = covering_grid(width, height, *tile, most)

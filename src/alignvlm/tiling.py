@@ -132,9 +132,13 @@ def covering_grid(
     if whole.tiles <= max_tiles:
         return whole
     candidates = [Grid(rows, max_tiles // rows) for rows in range(1, max_tiles + 1)]
-    best = max(candidates, key=lambda g: fit_scale(width, height, g, tile_width, tile_height))
-    across, down = fit_size(width, height, best, tile_width, tile_height)
-    return Grid(-(-down // tile_height), -(-across // tile_width))
+    grid = max(candidates, key=lambda g: fit_scale(width, height, g, tile_width, tile_height))
+    while True:  # rounded to whole px, a page of very small tiles may fill one column less
+        across, down = fit_size(width, height, grid, tile_width, tile_height)
+        held = Grid(-(-down // tile_height), -(-across // tile_width))
+        if held == grid:
+            return grid
+        grid = held
 
 
 def cut(page: NDArray, grid: Grid, tile_width: int, tile_height: int) -> NDArray:

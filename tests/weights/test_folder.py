@@ -203,3 +203,22 @@ def test_a_config_that_asks_for_outputs_by_a_number_is_one_line(tiny_model_dir, 
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
     with pytest.raises(WeightsError, match="output_hidden_states is neither true nor false"):
         load_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "most"),
+    [
+        ("vision_config", "num_channels", 10**6, 4096),
+        ("text_config", "num_hidden_layers", 10**9, 1024),
+        ("text_config", "intermediate_size", 2**31, 2**22),
+    ],
+)
+def test_a_config_that_asks_for_too_much_is_refused_before_it_is_made(
+    tiny_model_dir, tmp_path, part, key, value, most
+):
+    folder = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config[part][key] = value
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    with pytest.raises(WeightsError, match=f"{key} is {value}, more than {most}"):
+        load_model(str(folder))

@@ -16,8 +16,9 @@ READ = (".safetensors", ".json", ".txt", ".model", ".jinja")
 TEMPLATES = "additional_chat_templates"
 """The one folder within a model folder of which files are read."""
 OUTPUTS = ("output_hidden_states", "output_attentions", "return_dict")
-MOST_LAYERS = 1024
-"""Or experts, of a model."""
+MOST = {"size|dim|vocab|heads": 2**22, "channel": 4096, "layer|depth|expert": 1024}
+"""By parts of a key's name: weights that a config asks for are made before they are missed in the
+files, and transformers fills them with random numbers before it says so."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -113,8 +114,9 @@ def _check_config(folder: Path) -> None:
     except (OSError, ValueError, AttributeError, RecursionError):
         return  # the loader says it
     for key, value in found:
-        if isinstance(value, int) and value > MOST_LAYERS and re.search("layer|depth|expert", key):
-            raise WeightsError(f"{folder}: config.json: {key} is {value}, more than {MOST_LAYERS}")
+        limit = next((most for part, most in MOST.items() if re.search(part, key)), None)
+        if isinstance(value, int) and limit is not None and value > limit:
+            raise WeightsError(f"{folder}: config.json: {key} is {value}, more than {limit}")
         if key in OUTPUTS and not isinstance(value, bool | list | type(None)):
             raise WeightsError(f"{folder}: config.json: {key} is neither true nor false")
 
