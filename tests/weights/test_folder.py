@@ -222,3 +222,13 @@ def test_a_config_that_asks_for_too_much_is_refused_before_it_is_made(
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
     with pytest.raises(WeightsError, match=f"{key} is {value}, more than {most}"):
         load_model(str(folder))
+
+
+@pytest.mark.parametrize("part", ["text_config", "vision_config"])
+def test_a_config_without_one_of_its_models_is_refused(tiny_model_dir, tmp_path, part):
+    folder = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    del config[part]
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    with pytest.raises(WeightsError, match=f"config.json has no {part}"):
+        load_model(str(folder))

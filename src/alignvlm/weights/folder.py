@@ -15,6 +15,8 @@ READ = (".safetensors", ".json", ".txt", ".model", ".jinja")
 """Suffixes of the files that are read."""
 TEMPLATES = "additional_chat_templates"
 """The one folder within a model folder of which files are read."""
+PARTS = ("text_config", "vision_config")
+"""Without which a config means models of transformers' own choice, of billions of weights."""
 OUTPUTS = ("output_hidden_states", "output_attentions", "return_dict")
 MOST = {"size|dim|vocab|heads": 2**22, "channel": 4096, "layer|depth|expert": 1024}
 """By parts of a key's name: weights that a config asks for are made before they are missed in the
@@ -110,9 +112,13 @@ def _check_config(folder: Path) -> None:
                 yield from walk(inner)
 
     try:
-        found = list(walk(json.loads((folder / "config.json").read_text("utf-8"))))
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        found = list(walk(config))
     except (OSError, ValueError, AttributeError, RecursionError):
         return  # the loader says it
+    for part in PARTS if config.get("model_type") == "alignvlm" else ():
+        if not (isinstance(config.get(part), dict) and config[part]):
+            raise WeightsError(f"{folder}: config.json has no {part}")
     for key, value in found:
         limit = next((most for part, most in MOST.items() if re.search(part, key)), None)
         if isinstance(value, int) and limit is not None and value > limit:
