@@ -208,7 +208,7 @@ def test_a_config_that_asks_for_outputs_by_a_number_is_one_line(tiny_model_dir, 
 @pytest.mark.parametrize(
     ("part", "key", "value", "most"),
     [
-        ("vision_config", "num_channels", 10**6, 4096),
+        ("vision_config", "num_channels", 10**6, 2**16),
         ("text_config", "num_hidden_layers", 10**9, 1024),
         ("text_config", "intermediate_size", 2**31, 2**22),
     ],

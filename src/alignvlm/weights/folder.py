@@ -18,7 +18,7 @@ TEMPLATES = "additional_chat_templates"
 PARTS = ("text_config", "vision_config")
 """Without which a config means models of transformers' own choice, of billions of weights."""
 OUTPUTS = ("output_hidden_states", "output_attentions", "return_dict")
-MOST = {"size|dim|vocab|heads": 2**22, "channel": 4096, "layer|depth|expert": 1024}
+MOST = {"size|dim|vocab|heads": 2**22, "channel": 2**16, "layer|depth|expert": 1024}
 """By parts of a key's name: weights that a config asks for are made before they are missed in the
 files, and transformers fills them with random numbers before it says so."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
