@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.blanks import between_marks
 from tests.conftest import tiny_text_config
 from transformers import LlamaForCausalLM, StaticCache
 
@@ -37,10 +38,7 @@ def drop_half(model: Any, batch: Any) -> Any:
     """The model drops the blanker half of the batch's visual tokens."""
     features = model.model.encode_tiles(batch["pixel_values"])
     blank = model.model.connector.vocab_distribution(features)[..., model.config.blank_token_id]
-    ordered = blank.flatten().sort().values
-    middle = len(ordered) // 2
-    # between two marks: at one of them rounding, other than with gradients, would decide
-    model.config.blank_threshold = float(ordered[middle - 1 : middle + 1].mean())
+    model.config.blank_threshold = between_marks(blank)
     return model
 
 

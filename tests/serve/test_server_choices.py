@@ -33,12 +33,6 @@ def server(model, processor) -> Iterator[Running]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def client(server: Running) -> Iterator[openai.OpenAI]:
-    with server.client() as client:
-        yield client
-
-
 @pytest.fixture
 def create(client: openai.OpenAI, images) -> Callable[..., Any]:
     messages = [user_message("Who?", images[0])]

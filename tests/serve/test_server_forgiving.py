@@ -25,12 +25,6 @@ def server(make_model, make_processor) -> Iterator[Running]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def client(server: Running) -> Iterator[openai.OpenAI]:
-    with server.client() as client:
-        yield client
-
-
 @pytest.fixture
 def create(client: openai.OpenAI, images) -> Callable[..., Any]:
     keys = {"model": "tiny", "max_tokens": 6, "messages": [user_message("Who?", images[0])]}

@@ -41,12 +41,6 @@ def server(parts) -> Iterator[Running]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def client(server: Running) -> Iterator[openai.OpenAI]:
-    with server.client() as client:
-        yield client
-
-
 @pytest.fixture
 def asked(monkeypatch) -> list[str]:
     """The questions of all fields, in order."""

@@ -154,7 +154,7 @@ class _Asker:
         return f"this model's is {self.model.config.connector.type!r}, which has no P_vocab"
 
     def ask(self, pages: list[PageImage]) -> tuple[Answer, list[_Place], list[Citation]]:
-        from ..inference.ask import ask, encode_pages
+        from ..inference.ask import encode_pages
         from ..inference.cite import cite, read_pages
 
         images = [page.image for page in pages]
@@ -166,19 +166,25 @@ class _Asker:
                 note(f"nothing was read on {place.file} page {place.page}")
         if self.extractive:
             return self._ask_for_words(pages, places, encoded)
+        answer = self._answer(images, encoded)
+        if not (self.cites and answer.text):
+            return answer, places, []
+        read = read_pages(self.model, self.processor, pages, encoded=encoded)
+        return answer, places, cite(answer.text, read)
+
+    def _answer(self, images: list[Any], encoded: Encoded, processors: Any = ()) -> Answer:
+        from ..inference.ask import ask
+
         with Doing("answering"):
-            answer = ask(
+            return ask(
                 self.model,
                 self.processor,
                 images,
                 self.question,
                 max_new_tokens=self.max_new_tokens,
                 encoded=encoded,
+                processors=processors,
             )
-        if not (self.cites and answer.text):
-            return answer, places, []
-        read = read_pages(self.model, self.processor, pages, encoded=encoded)
-        return answer, places, cite(answer.text, read)
 
     @cached_property
     def _token_bytes(self) -> TokenBytes:
@@ -190,23 +196,13 @@ class _Asker:
         self, pages: list[PageImage], places: list[_Place], encoded: Encoded
     ) -> tuple[Answer, list[_Place], list[Citation]]:
         """An answer that can only be words of the pages, with their places."""
-        from ..inference.ask import ask
         from ..inference.cite import cite_span
         from ..inference.extractive import ExtractiveDecoding, end_ids, page_spans
 
         images = [page.image for page in pages]
         spans = page_spans(self.model, [image.size for image in images], encoded)
         decoding = ExtractiveDecoding([spans], self._token_bytes, end_ids(self.model))
-        with Doing("answering"):
-            answer = ask(
-                self.model,
-                self.processor,
-                images,
-                self.question,
-                max_new_tokens=self.max_new_tokens,
-                encoded=encoded,
-                processors=[decoding],
-            )
+        answer = self._answer(images, encoded, [decoding])
         span = spans.find(answer.text)
         answer = replace(answer, text="" if span is None else span.text)
         return answer, places, cite_span(span, pages) if span and self.cites else []
