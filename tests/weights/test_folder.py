@@ -206,29 +206,24 @@ def test_a_config_that_asks_for_outputs_by_a_number_is_one_line(tiny_model_dir, 
 
 
 @pytest.mark.parametrize(
-    ("part", "key", "value", "most"),
+    ("part", "key", "value"),
     [
-        ("vision_config", "num_channels", 10**6, 2**16),
-        ("text_config", "num_hidden_layers", 10**9, 1024),
-        ("text_config", "intermediate_size", 2**31, 2**22),
+        ("vision_config", "num_channels", 10**6),  # 25 GB
+        ("text_config", "intermediate_size", 2**31),
+        ("text_config", None, None),  # then a Llama of seven billion is meant
     ],
 )
-def test_a_config_that_asks_for_too_much_is_refused_before_it_is_made(
-    tiny_model_dir, tmp_path, part, key, value, most
+def test_a_config_that_asks_for_more_than_the_files_hold_is_refused_before_it_is_made(
+    tiny_model_dir, tmp_path, part, key, value
 ):
     folder = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
     config = json.loads((folder / "config.json").read_text("utf-8"))
-    config[part][key] = value
+    if key is None:
+        del config[part]
+    else:
+        config[part][key] = value
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
-    with pytest.raises(WeightsError, match=f"{key} is {value}, more than {most}"):
-        load_model(str(folder))
-
-
-@pytest.mark.parametrize("part", ["text_config", "vision_config"])
-def test_a_config_without_one_of_its_models_is_refused(tiny_model_dir, tmp_path, part):
-    folder = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    del config[part]
-    (folder / "config.json").write_text(json.dumps(config), "utf-8")
-    with pytest.raises(WeightsError, match=f"config.json has no {part}"):
+    with pytest.raises(
+        WeightsError, match=r"asks for a model of .* numbers, but the weights in it"
+    ):
         load_model(str(folder))

@@ -4,6 +4,7 @@ unpickled, and lies in it."""
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +16,12 @@ READ = (".safetensors", ".json", ".txt", ".model", ".jinja")
 """Suffixes of the files that are read."""
 TEMPLATES = "additional_chat_templates"
 """The one folder within a model folder of which files are read."""
-PARTS = ("text_config", "vision_config")
-"""Without which a config means models of transformers' own choice, of billions of weights."""
 OUTPUTS = ("output_hidden_states", "output_attentions", "return_dict")
-MOST = {"size|dim|vocab|heads": 2**22, "channel": 2**16, "layer|depth|expert": 1024}
-"""By parts of a key's name: weights that a config asks for are made before they are missed in the
-files, and transformers fills them with random numbers before it says so."""
+MOST_LAYERS = 1024
+"""Or experts, of a model."""
+MOST_WANTED = 8, 10_000_000
+"""A config may ask for so many times the numbers that the files hold (packed weights hold fewer),
+and so many more."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -88,6 +89,7 @@ def loaded(loader: Any, folder: Path, **keys: Any) -> Any:
         if not any(folder.glob("*.safetensors")):
             raise _no_weights(folder)
         _check_config(folder)
+        _check_size(loader, folder)
         keys["use_safetensors"] = True
     try:
         return loader.from_pretrained(folder, trust_remote_code=False, **keys)
@@ -112,19 +114,41 @@ def _check_config(folder: Path) -> None:
                 yield from walk(inner)
 
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-        found = list(walk(config))
+        found = list(walk(json.loads((folder / "config.json").read_text("utf-8"))))
     except (OSError, ValueError, AttributeError, RecursionError):
         return  # the loader says it
-    for part in PARTS if config.get("model_type") == "alignvlm" else ():
-        if not (isinstance(config.get(part), dict) and config[part]):
-            raise WeightsError(f"{folder}: config.json has no {part}")
     for key, value in found:
-        limit = next((most for part, most in MOST.items() if re.search(part, key)), None)
-        if isinstance(value, int) and limit is not None and value > limit:
-            raise WeightsError(f"{folder}: config.json: {key} is {value}, more than {limit}")
+        if isinstance(value, int) and value > MOST_LAYERS and re.search("layer|depth|expert", key):
+            raise WeightsError(f"{folder}: config.json: {key} is {value}, more than {MOST_LAYERS}")
         if key in OUTPUTS and not isinstance(value, bool | list | type(None)):
             raise WeightsError(f"{folder}: config.json: {key} is neither true nor false")
+
+
+def _check_size(loader: Any, folder: Path) -> None:
+    """What a config asks for and the files lack, transformers fills with random numbers, gigabytes
+    of them, before it says so: the model is made without memory first, and counted."""
+    import torch
+    from safetensors import safe_open
+    from transformers import AutoConfig
+
+    held = 0
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"):
+            model = loader.from_config(config, trust_remote_code=False)
+        for file in folder.glob("*.safetensors"):
+            with safe_open(file, "pt") as stored:
+                names = list(stored.keys())
+                held += sum(math.prod(stored.get_slice(name).get_shape()) for name in names)
+    except Exception:  # the loader says it
+        return
+    wanted = sum(parameter.numel() for parameter in model.parameters())
+    times, more = MOST_WANTED
+    if wanted > times * held + more:
+        raise WeightsError(
+            f"{folder}: config.json asks for a model of {wanted:,} numbers, but the weights in it "
+            f"are {held:,}"
+        )
 
 
 def _no_weights(folder: Path) -> WeightsError:
