@@ -8,7 +8,7 @@ from pathlib import Path
 from . import figures
 from .claim_list import BEYOND, DESIGN, PAPER
 from .claims import SETTINGS, Claim
-from .settings import SEEDS, SIGMAS, SIZES, VARIANTS, all_cells
+from .settings import RATES, SEEDS, SIGMAS, SIZES, VARIANTS, all_cells
 from .stored import LARGE, Study
 
 ASSETS = Path("assets") / "study"
@@ -77,10 +77,24 @@ def setting(study: Study) -> str:
 {len(study.cells)} of {total} cells, {len(SEEDS)} seeds a variant.{complete}
 {steps}; 16 pages a step. Run on one {", ".join(devices)}.
 
-Learning rates are chosen from a grid on a seed that is not reported. For every connector the lowest
-loss is at its largest rate, 3e-3, so a larger one may be better still: what reads slowly here may
-read sooner with it.
+{rates(study)}
 """
+
+
+def rates(study: Study) -> str:
+    """Which learning rates the sweep chose, and for whom the grid may have been too short."""
+    chosen: dict[float, list[str]] = {}
+    for cell in study.cells:
+        own = chosen.setdefault(cell["cell"]["rate"], [])
+        sweep = VARIANTS[cell["cell"]["variant"]].rates
+        if sweep not in own:
+            own.append(sweep)
+    listed = "; ".join(f"{rate:g}: {', '.join(own)}" for rate, own in sorted(chosen.items()))
+    grid = ", ".join(f"{rate:g}" for rate in RATES)
+    text = f"Learning rates were chosen from {grid} on a seed that is not reported\n({listed})."
+    if max(RATES) in chosen:
+        text += "\nThe largest ends the grid: what reads slowly with it may read sooner with more."
+    return text
 
 
 def claims(study: Study) -> list[str]:
