@@ -56,7 +56,6 @@ class Batch:
         kept: int64 ``[c]``, flat places of real cells in ``cells``.
         targets: int64 ``[c]``, the token that starts in each real cell.
         answers: int64 ``[a]``, flat places whose next token is of an answer, and ``wanted`` which.
-        owner: int64 ``[a]``, the question each belongs to.
         lengths: int64 ``[b]``, places of each prompt (without its answer).
     """
 
@@ -68,7 +67,6 @@ class Batch:
     targets: Tensor
     answers: Tensor
     wanted: Tensor
-    owner: Tensor
     lengths: Tensor
 
     def to(self, device: str) -> Batch:
@@ -129,7 +127,6 @@ class Batcher:
             targets.append(self.pages.targets[self.pages.cells(page)])
         rows, counts, visual, lengths, places = [], [], [], [], []
         wanted: list[int] = []
-        owner: list[int] = []
         for i, asked in enumerate(questions):
             row = list(self.encode(BEFORE))
             for page in asked.pages:
@@ -148,7 +145,6 @@ class Batcher:
                 answer = [*self.encode(asked.answer)[:MOST_ANSWER], self.end]
                 places.append((i, len(row) - 1, len(answer)))
                 wanted += answer
-                owner += [i] * len(answer)
                 row = row + answer[:-1]
             rows.append(row)
         width = -(-max(map(len, rows)) // 8) * 8
@@ -166,7 +162,6 @@ class Batcher:
             torch.from_numpy(np.concatenate(targets).astype(np.int64)),
             _flat([(i * width + start, count) for i, start, count in places]),
             torch.tensor(wanted, dtype=torch.int64),
-            torch.tensor(owner, dtype=torch.int64),
             torch.tensor(lengths),
         )
 
