@@ -6,6 +6,7 @@ import base64
 import gc
 import io
 import json
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -213,17 +214,19 @@ def test_each_page_by_itself_the_surest_first(run, learnt, request, kind):
 
 
 def test_each_page_is_forgotten_when_it_has_been_asked_about(run, learnt, tiff, monkeypatch):
+    asked: list[weakref.ref[PageImage]] = []
     living: list[int] = []
     own = ask_module.ask
 
-    def counted(*args: Any, **keys: Any) -> Any:
+    def counted(model: Any, processor: Any, pages: list[PageImage], *args: Any, **keys: Any) -> Any:
         gc.collect()
-        living.append(sum(type(thing) is PageImage for thing in gc.get_objects()))
-        return own(*args, **keys)
+        living.append(sum(page() is not None for page in asked))
+        asked.extend(map(weakref.ref, pages))
+        return own(model, processor, pages, *args, **keys)
 
     monkeypatch.setattr(ask_module, "ask", counted)
     assert run("ask", learnt.model, tiff, QUESTION, "--each").exit_code == 0
-    assert living == [1, 1, 1, 1]
+    assert living == [0, 0, 0, 0]
 
 
 def test_an_empty_answer_is_never_the_best(learnt):
