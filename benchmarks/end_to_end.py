@@ -2,10 +2,11 @@
 
     python -m benchmarks.end_to_end
     python -m benchmarks.end_to_end --language-model llama-3.2-1b --grid 3x3 --device cuda
-    python -m benchmarks.end_to_end --model demo/model
+    python -m benchmarks.end_to_end --model smol --page examples/pages/receipt.png
 
 The competing models share one encoder and one language model and run in alternation. Weights are
-random unless ``--model`` names a trained ALIGN model. Appends to
+random and the page is noise, of which nothing is dropped, unless ``--model`` names a trained ALIGN
+model: then it reads a real page, and drops what is blank as it does in use. Appends to
 ``benchmarks/results/end_to_end-DEVICE-DATE.csv``; docs/performance.md says what the columns mean.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from alignvlm import AlignVLMConfig, AlignVLMForConditionalGeneration
 from alignvlm.connectors import AlignConnector, build_connector
 from alignvlm.connectors.configs import connector_config
 from alignvlm.errors import ConfigError
+from alignvlm.model.outputs import Encoded
 from alignvlm.processing.image_processor import AlignVLMImageProcessor
 
 from . import measure as m
@@ -32,10 +35,21 @@ FIELDS = (
     *m.ENVIRONMENT,
     *("device", "dtype", "language_model", "weights", "connector", "kept_tokens", "parameters_m"),
     *("connector_m", "visual_tokens", "prompt_tokens", "phase", "repeats", "median_ms", "q20_ms"),
-    *("q80_ms", "ratio", "ratio_q20", "ratio_q80", "per_second", "peak_mib", "skipped"),
+    *("q80_ms", "ratio", "ratio_q20", "ratio_q80", "baseline", "per_second", "peak_mib"),
+    "skipped",
 )
 BASELINE = "mlp"
 VARIANTS = {"inference": ("align", "align-pruned", "mlp"), "training": ("align", "mlp")}
+PAGE_VARIANTS = {
+    "inference": ("align", "align-pruned", "align-all", "mlp-text", "mlp"),
+    "training": ("align", "align-grounded", "align-all", "mlp-text", "mlp"),
+}
+"""On a page with text. ``-grounded``: with the loss on P_vocab. ``-all``: nothing is dropped.
+``mlp`` reads all cells, for it cannot tell which are blank; ``mlp-text`` is told."""
+BASELINES = dict.fromkeys(("align", "align-grounded", "align-pruned"), "mlp-text")
+"""What a variant is compared with where blanks are dropped: as many tokens; else ``mlp``."""
+GROUNDED_BLANKS = 200
+"""Blank cells that are scored, as fine-tuning does."""
 KEPT_TOKENS = 3400
 """Vocabulary of ``align-pruned``, the size the paper prunes to in inference."""
 ANSWER_TOKENS = 32
@@ -89,14 +103,15 @@ def make_config(name: str, connector: str) -> AlignVLMConfig:
 
 
 def variant_of(
-    base: AlignVLMForConditionalGeneration, variant: str
+    base: AlignVLMForConditionalGeneration, variant: str, said: torch.Tensor
 ) -> AlignVLMForConditionalGeneration:
-    """A model with another connector around ``base``'s own encoder and language model."""
+    """A model with another connector around ``base``'s own encoder and language model; a pruned
+    one keeps the tokens ``said`` on the page."""
     kind = variant.split("-")[0]
-    if base.config.connector.type == kind and variant == kind:
+    if base.config.connector.type == kind and variant in (kind, f"{kind}-grounded"):
         return base
     config = AlignVLMConfig.from_dict(base.config.to_dict())
-    if kind != "align":
+    if kind != "align" or variant == "align-all":
         config.blank_threshold = None
     keeps_own = base.config.connector.type == kind
     chosen = base.config.connector if keeps_own else connector_config(kind)
@@ -124,9 +139,20 @@ def variant_of(
     model.generation_config = base.generation_config
     if variant == "align-pruned":
         covered = config.connector_vocab_size
-        kept = torch.randperm(covered, generator=torch.Generator().manual_seed(0))
-        model.model.prune_vocabulary(kept[: min(KEPT_TOKENS, covered // 4)].to(weight.device))
+        drawn = torch.randperm(covered, generator=torch.Generator().manual_seed(0))
+        drawn = torch.cat([said.cpu(), drawn[~torch.isin(drawn, said.cpu())]])
+        model.model.prune_vocabulary(drawn[: min(KEPT_TOKENS, covered // 4)].to(weight.device))
     return model.eval()  # type: ignore[return-value]
+
+
+def tell(model: AlignVLMForConditionalGeneration, page: Encoded) -> None:
+    """Let a model without P_vocab drop what another one found blank on the page."""
+    own = model.model.encode
+
+    def encode(*args: Any, **keys: Any) -> Encoded:
+        return own(*args, **keys)._replace(blank=page.blank, order=page.order)
+
+    model.model.encode = encode  # type: ignore[method-assign]
 
 
 class Workload:
@@ -138,7 +164,11 @@ class Workload:
         dtype = m.dtype_of(request["dtype"])
         base = (self._trained if request["model"] else self._random)(request)
         base = base.to(self.device, dtype).eval()
-        self.models = {name: variant_of(base, name) for name in variants}
+        said = self._said(base) if request["model"] else torch.empty(0, dtype=torch.long)
+        self.models = {name: variant_of(base, name, said) for name in variants}
+        self.targets: torch.Tensor | None = None
+        if base.config.blank_threshold is not None:
+            self._drop(base)
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
 
     def _random(self, request: dict[str, Any]) -> AlignVLMForConditionalGeneration:
@@ -159,7 +189,7 @@ class Workload:
 
     def _trained(self, request: dict[str, Any]) -> AlignVLMForConditionalGeneration:
         from alignvlm.compose.assemble import load_pretrained
-        from alignvlm.data.synthetic.render import RenderSpec, render_page
+        from alignvlm.documents.pictures import open_image
         from alignvlm.weights.resolve import resolve
 
         model, processor = load_pretrained(resolve(request["model"]), torch.float32)
@@ -167,8 +197,7 @@ class Workload:
         if model.config.connector.type != "align":
             raise ConfigError(f"{request['model']}: --model takes a model with ALIGN")
         self.images = processor.image_processor
-        spec = RenderSpec(layout="form", font_px=(28, 28), fonts=("DejaVuSans",))
-        self.page = render_page(spec, 7).image
+        self.page = open_image(request["page"])
         question = {"type": "text", "text": "What is the total?"}
         content = [{"type": "image", "image": self.page}, question]
         batch = processor.apply_chat_template(
@@ -181,6 +210,31 @@ class Workload:
         self.input_ids = batch["input_ids"].to(self.device)
         return model
 
+    @torch.no_grad()
+    def _said(self, base: AlignVLMForConditionalGeneration) -> torch.Tensor:
+        """The most probable token of each cell of the page."""
+        batch = self.batch()
+        features = base.model.encode_tiles(batch["pixel_values"], batch["image_grids"])
+        connector = base.model.connector
+        assert isinstance(connector, AlignConnector)
+        rows = connector.vocab_distribution(features).argmax(-1).unique()
+        return rows if connector.token_ids is None else connector.token_ids[rows]
+
+    @torch.no_grad()
+    def _drop(self, base: AlignVLMForConditionalGeneration) -> None:
+        """What is blank on the page, for those who are told; and targets as grounding has them."""
+        batch = self.batch()
+        page = base.model.encode(batch["pixel_values"], batch["image_grids"])
+        assert page.blank is not None
+        if "mlp-text" in self.models:
+            tell(self.models["mlp-text"], page)
+        (text,) = (~blank for blank in page.blank)
+        cells = torch.full((len(text),), -100, device=text.device)
+        blank = cells.masked_fill(~text[:, 0], base.config.blank_token_id or 0)
+        blank[(~text[:, 0]).nonzero()[GROUNDED_BLANKS:, 0]] = -100
+        blank[text[:, 0]] = 17  # any token: what it costs does not depend on which
+        self.targets = blank.view(len(batch["pixel_values"]), -1)
+
     def batch(self) -> dict[str, torch.Tensor]:
         """Tiles of the page and the prompt, as the models take them."""
         tiles = self.images([self.page], return_tensors="pt").to(self.device)
@@ -190,9 +244,9 @@ class Workload:
     def inference(self, name: str) -> m.Times:
         """Seconds of encoder, connector, page to first token, and each token after it."""
         model, core = self.models[name], self.models[name].model
-        pixels = self.batch()["pixel_values"]
+        batch = self.batch()
         start = m.clock(self.device)
-        features = core.encode_tiles(pixels)
+        features = core.encode_tiles(batch["pixel_values"], batch["image_grids"])
         middle = m.clock(self.device)
         core.connector(features, core.text_embedding())
         times = {"encoder": middle - start, "connector": m.clock(self.device) - middle}
@@ -226,6 +280,8 @@ class Workload:
         answer = torch.randint(4, vocab, (1, ANSWER_TOKENS), device=self.device)
         labels = torch.cat([torch.full_like(self.input_ids, -100), answer], dim=1)
         batch["input_ids"] = torch.cat([self.input_ids, answer], dim=1)
+        if name == "align-grounded" and self.targets is not None:
+            batch["vocab_targets"] = self.targets
         start = m.clock(self.device)
         model(**batch, labels=labels, skip_logits=True).loss.backward()
         self.optimizers[name].step()
@@ -315,8 +371,10 @@ def configuration(request: dict[str, Any], timeout_s: float) -> list[dict[str, A
         shown = dict(timed[name])
         times = shown.pop("times")
         for phase in PHASES[request["kind"]]:
-            columns = m.time_columns(times, phase, timed[BASELINE]["times"])
-            row = {**shown, "phase": phase, **columns, "per_second": 1000 / columns["median_ms"]}
+            against = BASELINES.get(name, BASELINE) if request["model"] else BASELINE
+            columns = m.time_columns(times, phase, timed[against]["times"])
+            columns |= {"baseline": against, "per_second": 1000 / columns["median_ms"]}
+            row = {**shown, "phase": phase, **columns}
             if phase in ("first token", "training step"):
                 row.update(
                     {"skipped": f"memory: {memory['skipped']}"} if "skipped" in memory else {}
@@ -332,7 +390,7 @@ def show(row: dict[str, Any]) -> str:
     if "median_ms" not in row:
         return f"  {where} skipped: {row['skipped']}"
     peak = f"{row['peak_mib']:9.1f} MiB" if "peak_mib" in row else ""
-    return f"  {where} {row['median_ms']:10.2f} ms {row['ratio']:6.2f} x {BASELINE} {peak}"
+    return f"  {where} {row['median_ms']:10.2f} ms {row['ratio']:6.2f} x {row['baseline']} {peak}"
 
 
 def grid_of(text: str) -> tuple[int, int]:
@@ -353,6 +411,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--language-model", choices=SIZES, default="smollm2-135m")
     add("--model", help="a trained ALIGN model; the MLP beside it stays random")
+    add("--page", default=str(m.ROOT / "examples/pages/receipt.png"), help="what --model reads")
     add("--grid", type=grid_of, default=(1, 1), metavar="ROWSxCOLS", help="tiles of the page")
     add("--kind", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     add("--new-tokens", type=int, default=16)
@@ -373,17 +432,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return m.serve(work, options.worker)
     out = m.out_folder(options.out, options.smoke)
     file = m.result_file("end_to_end", options.device, out)
-    keys = ("language_model", "model", "grid", "new_tokens", "dtype", "device", "threads")
+    keys = ("language_model", "model", "page", "grid", "new_tokens", "dtype", "device", "threads")
     shared = {
         **m.environment(options.device, options.threads),
         "device": options.device.split(":")[0],
         "dtype": options.dtype,
         "language_model": "" if options.model else options.language_model,
-        "weights": "trained" if options.model else "random",
+        "weights": f"{options.model}, {Path(options.page).name}" if options.model else "random",
     }
     for kind in options.kind:
         request = {key: getattr(options, key) for key in (*keys, "repeats", "patience")}
-        request.update(kind=kind, variants=list(VARIANTS[kind]))
+        variants = (PAGE_VARIANTS if options.model else VARIANTS)[kind]
+        request.update(kind=kind, variants=list(variants))
         print(f"{kind}: {options.model or options.language_model}, {options.dtype}", flush=True)
         rows = configuration(request, options.timeout)
         m.write_rows(file, FIELDS, ({**shared, **row} for row in rows))

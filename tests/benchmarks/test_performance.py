@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from alignvlm.compose.assemble import load_pretrained
+from alignvlm.documents.pictures import open_image
 from benchmarks import competitors as c
 from benchmarks import connectors, end_to_end, vocab_mixture
 from benchmarks import measure as m
@@ -257,14 +259,44 @@ def test_variants_share_encoder_and_language_model():
 
 
 def test_end_to_end_with_a_trained_model(tmp_path, tiny_model_dir):
-    arguments = ["--smoke", "--model", str(tiny_model_dir), "--kind", "inference"]
-    rows = run(end_to_end, arguments, tmp_path)
-    assert {row["weights"] for row in rows} == {"trained"}
-    assert {row["connector"] for row in rows if row["median_ms"]} == {
-        "align",
-        "align-pruned",
-        "mlp",
-    }
+    rows = run(end_to_end, ["--smoke", "--model", str(tiny_model_dir)], tmp_path)
+    assert {row["weights"] for row in rows} == {f"{tiny_model_dir}, receipt.png"}
+    found = {(row["connector"], row["phase"]) for row in rows if row["median_ms"]}
+    wanted = {(name, p) for kind, names in end_to_end.PAGE_VARIANTS.items() for name in names
+              for p in end_to_end.PHASES[kind]}  # fmt: skip
+    assert found == wanted
+    against = {row["connector"]: row["baseline"] for row in rows if row["median_ms"]}
+    assert against["align"] == against["align-grounded"] == "mlp-text"
+    assert against["align-all"] == against["mlp-text"] == "mlp"
+
+
+def test_blanks_are_dropped_where_they_are_known(tmp_path, tiny_model_dir):
+    model, processor = load_pretrained(tiny_model_dir, torch.float32)
+    page = tmp_path / "page.png"
+    open_image(m.ROOT / "examples/pages/receipt.png").resize((84, 56)).save(page)
+    batch = processor.image_processor([open_image(page)], return_tensors="pt")
+    features = model.model.encode_tiles(batch["pixel_values"])
+    found = model.model.connector.vocab_distribution(features)[..., model.config.blank_token_id]
+    ordered = found.detach().flatten().unique()
+    gap = int(ordered.diff().argmax())  # well between two cells: rounding must not decide
+    model.config.blank_threshold = float(ordered[gap : gap + 2].mean())
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    request = {"device": "cpu", "dtype": "float32", "model": str(tmp_path / "model"),
+               "page": str(page), "new_tokens": 2}  # fmt: skip
+    load = end_to_end.Workload(request, end_to_end.PAGE_VARIANTS["training"])
+    read = {}
+    for name, own in load.models.items():
+        hook = own.model.language_model.register_forward_pre_hook(
+            lambda module, args, kwargs, name=name: read.update(
+                {name: kwargs["inputs_embeds"].shape[1]}
+            ),
+            with_kwargs=True,
+        )
+        load.training(name)
+        hook.remove()
+    assert read["align"] == read["align-grounded"] == read["mlp-text"] < read["align-all"]
+    assert read["align-all"] == read["mlp"]
 
 
 # --- measuring -----------------------------------------------------------------------------------

@@ -1,12 +1,13 @@
 """Train low-rank changes of SmolLM2-135M-Instruct on readings, on a CPU, for a budget of time.
 
     python -m training.smol.train --data ../shared/data --minutes 75
+    python -m training.smol.train --data ../shared/data --without receipts --to runs/smol/unseen
 
 Writes ``runs/smol/checkpoint.pt`` every few minutes and at the end, and a line a step of
 ``runs/smol/curve.jsonl``. Started again it goes on where it was. The rate falls linearly to zero at
-the end of the budget (minutes of training itself, over all starts), so that what is there then is
-annealed; ``runs/smol/STOP`` ends it early: the rate then falls to zero within two minutes. The
-shipped weights are of :mod:`.train_gpu`, which does the same on a card.
+the end of the budget (minutes of a thread's processor time, over all starts), so that what is there
+then is annealed; ``runs/smol/STOP`` ends it early: the rate then falls to zero within two minutes.
+The shipped weights are of :mod:`.train_gpu`, which does the same on a card.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignvlm.weights.resolve import resolve
 
-from .mix import TEXT_TOKENS, Example, Mix
+from .mix import KINDS, SHARES, TEXT_TOKENS, Example, Mix, shares_without
 from .pages import Prompts
 from .readings import RUNS
 from .sequences import Sequence4D, embed, loss_of
@@ -127,7 +128,7 @@ class Trainer:
 
     def one_step(self) -> dict[str, Any]:
         """Pages until there are enough tokens, then a step; what to log."""
-        start, tokens, pages = time.perf_counter(), 0, 0
+        start, tokens, pages = time.process_time(), 0, 0
         found: dict[str, list[float]] = defaultdict(list)
         self.optimizer.zero_grad()
         while tokens < self.asked.tokens:
@@ -151,7 +152,7 @@ class Trainer:
             group["lr"] = rate
         self.optimizer.step()
         self.step, self.tokens = self.step + 1, self.tokens + tokens
-        spent = time.perf_counter() - start
+        spent = (time.process_time() - start) / torch.get_num_threads()
         self.seconds += spent
         losses = {kind: [round(v, 4) for v in values] for kind, values in found.items()}
         return {
@@ -164,7 +165,9 @@ def arguments() -> argparse.Namespace:
     """What is asked for on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=RUNS)
+    parser.add_argument("--out", type=Path, default=RUNS, help="readings, mistakes, instructions")
+    parser.add_argument("--to", type=Path, help="gets the checkpoint and the curve; default: --out")
+    parser.add_argument("--without", choices=KINDS, help="a kind of document that is never seen")
     parser.add_argument("--minutes", type=float, default=75)
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--alpha", type=int, default=128)
@@ -185,13 +188,16 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model = adapted(base, asked.rank, asked.alpha)
-    trainer = Trainer(model, Mix(asked.data, asked.out), Prompts(tokenizer), asked)
-    checkpoint, stop = asked.out / "checkpoint.pt", asked.out / "STOP"
+    shares = shares_without(asked.without) if asked.without else SHARES
+    trainer = Trainer(model, Mix(asked.data, asked.out, shares), Prompts(tokenizer), asked)
+    out = asked.to or asked.out
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint, stop = out / "checkpoint.pt", out / "STOP"
     if checkpoint.is_file():
         trainer.load(checkpoint)
         print(f"goes on at step {trainer.step}", flush=True)
     saved = trainer.seconds
-    with (asked.out / "curve.jsonl").open("a") as curve:
+    with (out / "curve.jsonl").open("a") as curve:
         while not trainer.done():
             entry = trainer.one_step()
             curve.write(json.dumps(entry) + "\n")

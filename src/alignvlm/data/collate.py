@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..model.losses import IGNORE
 
-PADDED = {"attention_mask": 0, "labels": IGNORE}
+PADDED = {"attention_mask": 0, "labels": IGNORE, "turn_ids": 0}
 
 
 class Collator:
@@ -24,6 +24,8 @@ class Collator:
     def __call__(self, samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Keys as in the samples; ``[B, L]`` for text, concatenated over tiles for images."""
         batch: dict[str, Tensor] = {}
+        if any("turn_ids" in sample for sample in samples):  # without, it is one turn
+            samples = [{"turn_ids": torch.zeros_like(s["input_ids"]), **s} for s in samples]
         keys = dict.fromkeys(key for sample in samples for key in sample)
         for key in keys:
             values = [sample[key] for sample in samples if key in sample]

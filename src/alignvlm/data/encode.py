@@ -15,6 +15,7 @@ from ..processing.processor import AlignVLMProcessor
 from ..tiling import Grid
 from .ground import as_words, page_targets, subsample_blanks, tile_targets
 from .records import Record, load_images
+from .together import apart, joined
 
 
 class TooLong(DataError):
@@ -43,12 +44,18 @@ def encode(
 
     Returns:
         ``input_ids``, ``attention_mask``, ``labels`` int64 ``[L]`` (-100 outside the assistant's
-        turns), and with images ``pixel_values [T, 3, h, w]`` and ``image_grids [images, 3]``.
+        turns), and with images ``pixel_values [T, 3, h, w]`` and ``image_grids [images, 3]``; of a
+        record with ``independent_turns`` also ``turn_ids [L]``.
 
     Raises:
         DataError: no assistant turn, or placeholders do not fit; names the record.
         TooLong: more than ``max_length`` tokens.
     """
+    if record.independent_turns:
+        sample = joined([encode(one, processor) for one in apart(record)])
+        if max_length is not None:
+            check_length(record, len(sample["input_ids"]), max_length)
+        return sample
     try:
         batch = processor.apply_chat_template(
             [chat_messages(record)],

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from ..documents.pictures import open_image
 from ..errors import DataError, nearest
@@ -48,6 +48,9 @@ class Record(BaseModel):
 
     ``messages`` are normalised: ``content`` is always a list of ``{"type": "image"}`` and
     ``{"type": "text", "text": str}`` parts, with one image part per entry of ``images``.
+
+    ``independent_turns``: each turn repeats the images and is answered from them alone
+    (:mod:`alignvlm.data.together`).
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
@@ -58,6 +61,7 @@ class Record(BaseModel):
     words: list[list[dict[str, Any]]] | None = None
     unread: list[list[tuple[float, float, float, float]]] | None = None
     source: str = ""
+    independent_turns: bool = Field(False, exclude=True)  # of a sample, never in a file
 
     @property
     def question(self) -> str:

@@ -57,12 +57,15 @@ def text_linears(model: nn.Module) -> str:
     return rf"{re.escape(TEXT)}\.(?:.*\.)?(?:{'|'.join(sorted(map(re.escape, names)))})"
 
 
-def lora_config(model: nn.Module, rank: int, *, train_vision: bool = False) -> Any:
+def lora_config(
+    model: nn.Module, rank: int, *, train_vision: bool = False, train_connector: bool = True
+) -> Any:
     """peft's config: LoRA on the language model, the connector trained and saved whole.
 
     Args:
         rank: of LoRA; 0: none, the connector alone. The scale alpha / rank is 2.
         train_vision: train and save the vision encoder whole as well.
+        train_connector: else it stays as it is and is not saved.
     """
     require_peft()
     from peft import LoraConfig
@@ -73,7 +76,7 @@ def lora_config(model: nn.Module, rank: int, *, train_vision: bool = False) -> A
         lora_alpha=2 * max(rank, 1),
         # peft's word for "no layer": it refuses an empty list
         target_modules=text_linears(model) if rank else DUMMY_TARGET_MODULES,
-        modules_to_save=[CONNECTOR, VISION] if train_vision else [CONNECTOR],
+        modules_to_save=[CONNECTOR] * train_connector + [VISION] * train_vision or None,
     )
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from PIL import Image
+
 from ..data.records import Record, make_record
 from ..data.source import check_index
 from ..documents.opening import open_document, read_json
@@ -56,6 +58,7 @@ class FieldTable:
         self.path, self.images, self.dpi = path, images, dpi
         self.left_out: dict[str, int] = {}
         self._pages: dict[Path, int] = {}
+        self._image: tuple[tuple[Path, int], Image.Image] | None = None
         self.taught = list(self._read())
         if not self.taught:
             raise DataError(f"{path}: no value that could be taught{self.said_left_out()}")
@@ -66,13 +69,24 @@ class FieldTable:
     def __getitem__(self, index: int) -> Record:
         index = check_index(index, len(self), self.name)
         one = self.taught[index]
-        (page,) = Pages([one.file], dpi=self.dpi, pages=str(one.page))
         turns = [(one.question, one.answer)]
-        return make_record(f"{one.file}#{index}", [page.image], turns, source=self.name)
+        image = self._opened(one.file, one.page)
+        return make_record(f"{one.file}#{index}", [image], turns, source=self.name)
+
+    def _opened(self, file: Path, number: int) -> Image.Image:
+        """A page; the last one is kept, for it is asked several things."""
+        if self._image is None or self._image[0] != (file, number):
+            (page,) = Pages([file], dpi=self.dpi, pages=str(number))
+            self._image = (file, number), page.image
+        return self._image[1]
 
     def documents(self) -> list[str]:
         """The document of each record."""
         return [str(one.file) for one in self.taught]
+
+    def pages(self) -> list[tuple[Path, int]]:
+        """The page that each record asks about."""
+        return [(one.file, one.page) for one in self.taught]
 
     def said_left_out(self) -> str:
         """What was left out and why, to go behind a sentence; empty if nothing was."""

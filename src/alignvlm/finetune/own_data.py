@@ -7,7 +7,7 @@ so are all questions about the same images.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from ..data.harvest.from_pdf import from_pdf
 from ..data.records import Record
 from ..data.sources import JsonlSource, MixedSource, Source, Subset
+from ..data.together import Together, can_join
 from ..errors import DataError
 from .field_table import FieldTable
 from .settings import Settings
@@ -30,12 +31,14 @@ class Split:
         train, held_out: disjoint; neither is empty.
         documents: how many (PDFs, or sets of images) there are on both sides.
         by: ``"document"``, or ``"record"`` where too few documents would remain.
+        samples: ``train`` as it is trained on: questions about the same pages are one sample.
     """
 
     train: Source
     held_out: Source
     documents: int
     by: str
+    samples: Source
 
     def to_dict(self) -> dict[str, Any]:
         """Counts, for the report."""
@@ -70,8 +73,8 @@ class Data:
 
     @property
     def train_size(self) -> int:
-        """Records to train on."""
-        return sum(len(split.train) for split in self.splits)
+        """Samples to train on."""
+        return sum(len(split.samples) for split in self.splits)
 
     def to_dict(self) -> dict[str, Any]:
         """Counts, and what was skipped, for the report."""
@@ -82,8 +85,8 @@ class Data:
         }
 
     def training(self, steps: int, batch: int, seed: int) -> Source:
-        """Enough records for the steps; each comes once before any comes again."""
-        return MixedSource([s.train for s in self.splits], None, steps * batch, seed=seed)
+        """Enough samples for the steps; each comes once before any comes again."""
+        return MixedSource([s.samples for s in self.splits], None, steps * batch, seed=seed)
 
     def validation(self, most: int, seed: int) -> Source:
         """At most so many held-out records of all kinds, in proportion, always the same."""
@@ -115,16 +118,19 @@ def load_data(settings: Settings, folder: Path, *, progress: bool = False) -> Da
         found = from_pdf(settings.pdfs, folder, dpi=settings.dpi, progress=progress)
         data.harvest = found.to_dict()
         pages = JsonlSource(found.records, name="pages")
-        data.pages = _split(pages, _keys(pages, document_of_page), settings)
+        data.pages = _split(pages, _keys(pages, document_of_page), [None] * len(pages), settings)
     if settings.data is not None and settings.is_table:
         images = None if settings.images is None else Path(settings.images)
         table = FieldTable(Path(settings.data), images=images, dpi=settings.dpi)
-        data.questions = _split(table, table.documents(), settings)
+        data.questions = _split(table, table.documents(), table.pages(), settings)
         if left_out := table.said_left_out():
             data.notes.append(f"{len(table)} values of {settings.data}{left_out}")
     elif settings.data is not None:
         questions = JsonlSource(settings.data, name="questions")
-        data.questions = _split(questions, _keys(questions, document_of_question), settings)
+        records = [questions[index] for index in range(len(questions))]
+        documents = [document_of_question(record) for record in records]
+        pages = [tuple(record.images) if can_join(record) else None for record in records]
+        data.questions = _split(questions, documents, pages, settings)
     return data
 
 
@@ -143,7 +149,10 @@ def document_of_question(record: Record) -> str:
     return "\n".join(str(image) for image in record.images) or record.id
 
 
-def _split(source: Source, keys: Sequence[str], settings: Settings) -> Split:
+def _split(
+    source: Source, keys: Sequence[str], pages: Sequence[Hashable | None], settings: Settings
+) -> Split:
+    """Cut a source in two by the documents' ``keys``; records of equal ``pages`` train together."""
     held_out, by = choose_held_out(keys, settings.validation, settings.seed)
     if held_out is None:
         raise DataError(
@@ -152,10 +161,9 @@ def _split(source: Source, keys: Sequence[str], settings: Settings) -> Split:
         )
     chosen = set(held_out)
     rest = [index for index in range(len(keys)) if index not in chosen]
-    name = source.name
-    return Split(
-        Subset(source, rest, name=name), Subset(source, held_out, name=name), len(set(keys)), by
-    )
+    train, held = (Subset(source, part, name=source.name) for part in (rest, held_out))
+    samples = Together(train, [pages[index] for index in rest])
+    return Split(train, held, len(set(keys)), by, samples)
 
 
 def choose_held_out(keys: Sequence[str], share: float, seed: int) -> tuple[list[int] | None, str]:

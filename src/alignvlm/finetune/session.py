@@ -14,6 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from ..train.unfinished import begin, finish, writing
 from ..weights.resolve import resolve
 from .adapter import load_adapted, lora_config, require_peft, save_adapter, unwrapped, wrap
 from .own_data import Data, load_data
+from .pages_once import pages_once
 from .report import Outcome, write_report
 from .scores import Scored, compare, require_scorer, score
 from .settings import Settings
@@ -123,15 +125,17 @@ def _run(
             )
     model, processor = load_pretrained(source, torch.float32)
     model.to(_device())
-    before = _scored(work / "before.json", settings, data, model, processor)
-    if not (work / "adapter").is_dir():
-        _train(settings, source, work, data, model, processor, before.parts(), quiet, report)
+    with _see_once(settings, data, model):
+        before = _scored(work / "before.json", settings, data, model, processor)
+        if not (work / "adapter").is_dir():
+            _train(settings, source, work, data, model, processor, before.parts(), quiet, report)
     del model
     gc.collect()
     # scored as it was saved: what is reported is what the user gets
     adapted, processor = load_adapted(work / "adapter", base=source)
     adapted.to(_device())
-    after = _scored(work / "after.json", settings, data, adapted, processor)
+    with _see_once(settings, data, adapted):
+        after = _scored(work / "after.json", settings, data, adapted, processor)
     history = json.loads((work / "history.json").read_text(encoding="utf-8"))
     outcome = Outcome(
         settings=settings,
@@ -230,7 +234,10 @@ def _train(
         )
     )
     set_seed(settings.seed)  # LoRA starts the same, whatever was drawn before
-    config = lora_config(model, settings.rank, train_vision=settings.train_vision)
+    connects = _connector_trains(settings, data, model)
+    config = lora_config(
+        model, settings.rank, train_vision=settings.train_vision, train_connector=connects
+    )
     wrapped = wrap(model, config)
     local = os.path.isdir(os.path.expanduser(settings.model))
     base = os.path.abspath(source) if local else settings.model
@@ -284,6 +291,24 @@ def _train(
         (work / "start").rename(work / "adapter")
     else:
         _save(wrapped, processor, base, work / "adapter")
+
+
+def _connector_trains(
+    settings: Settings, data: Data, model: AlignVLMForConditionalGeneration
+) -> bool:
+    """What an encoder that reads says is put into words in closed form: answers to questions have
+    nothing to teach there, only words with their places have."""
+    reads = getattr(model.model.vision_model, "reads_pages", False)
+    return not reads or data.has_words() or not settings.rank
+
+
+def _see_once(
+    settings: Settings, data: Data, model: AlignVLMForConditionalGeneration
+) -> AbstractContextManager[None]:
+    """Each page is encoded once where neither encoder nor connector trains."""
+    if settings.train_vision or _connector_trains(settings, data, model):
+        return nullcontext()
+    return pages_once(model)
 
 
 def _save(wrapped: Any, processor: AlignVLMProcessor, base: str, folder: Path) -> None:

@@ -22,6 +22,7 @@ from transformers.utils.generic import can_return_tuple
 from ..connectors import build_connector, loaded
 from ..errors import AlignVLMError
 from ..tiling import Grid, page_order
+from . import branches
 from .base import AlignVLMPreTrainedModel
 from .config import AlignVLMConfig
 from .dropping import Compact, kept_positions
@@ -320,6 +321,17 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         assert tokens is not None  # there is a table
         return embeds + 0 * tokens.sum()
 
+    def _branches(
+        self, merged: Merged, turn_ids: Tensor, mask: Tensor | None, packing: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Attention mask and position ids of questions that do not see one another."""
+        if packing:
+            raise AlignVLMError("give one of packing and turn_ids")
+        seen = branches.visible(turn_ids, mask)
+        kind = self.language_model.config._attn_implementation
+        bias = branches.attention(seen, merged.inputs_embeds.dtype, kind)
+        return bias, branches.positions(seen)
+
     @can_return_tuple
     def forward(
         self,
@@ -334,6 +346,7 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         vocab_targets: Tensor | None = None,
         packing: bool = False,
+        turn_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> AlignVLMModelOutput | tuple:
         """Run the language model over text and images.
@@ -348,6 +361,8 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
             vocab_targets: int64 ``[T, n]``, the id under each visual token in tile order, negative
                 where not scored: adds the loss on P_vocab.
             packing: several prompts share a row instead of padding (:mod:`alignvlm.model.packing`).
+            turn_ids: int64 ``[B, L]``, which question each token belongs to; questions do not see
+                one another (:mod:`alignvlm.model.branches`). Not together with ``packing``.
             cache: the name transformers 5.24 gave to ``past_key_values``.
 
         With ``config.blank_threshold`` the language model sees only what remains (see
@@ -379,6 +394,9 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
             compact, kwargs["use_cache"] = Compact.of(merged.kept), False
             merged = merged._replace(inputs_embeds=compact.gather(merged.inputs_embeds))
             attention_mask, position_ids = compact.mask, compact.positions()
+        if turn_ids is not None:
+            turn_ids = turn_ids if compact is None else compact.gather(turn_ids)
+            attention_mask, position_ids = self._branches(merged, turn_ids, attention_mask, packing)
         run = partial(run_packed, self.language_model) if packing else self.language_model
         output = run(
             inputs_embeds=merged.inputs_embeds,

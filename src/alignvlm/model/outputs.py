@@ -93,6 +93,16 @@ class Encoded(NamedTuple):
             rows=[(own.cumsum(0) - 1).clamp_min(0) for own in keep],
         )
 
+    def full(self) -> Encoded:
+        """:meth:`lean` taken back: a token for each of the ``n_i``, of blank ones any."""
+        if self.rows is None:
+            return self
+        tokens = [
+            own[rows] if len(own) else own.new_zeros(len(rows), own.shape[-1])
+            for own, rows in zip(self.tokens, self.rows, strict=True)
+        ]
+        return self._replace(tokens=tokens, rows=None)
+
     def visual(self, index: Tensor) -> Tensor:
         """Visual tokens ``[k, D]`` by their numbers in all images together, none of them blank;
         images are not copied into one piece for it."""
