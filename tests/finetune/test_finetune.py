@@ -101,7 +101,7 @@ def test_the_loss_of_the_saved_adapter_is_the_best_one(
 ) -> None:
     """The weights on disk are the best checkpoint's, not the last one's."""
     model, processor = load_adapted(outcome.out / "adapter")
-    stage = stage_of(settings, 8, grounded=True, max_length=outcome.max_length)
+    stage = stage_of(settings, 8, 2, grounded=True, max_length=outcome.max_length)
     records = load_data(settings, tmp_path).validation(200, settings.seed)
     dataset = StageDataset(records, stage, processor, model, settings.seed)
     collate, losses = Collator(processor.tokenizer.pad_token_id), []
@@ -399,3 +399,16 @@ def test_lora_is_for_the_language_models_linear_layers(make_model: Any) -> None:
     assert "model.language_model.layers.1.mlp.down_proj" in found
     assert all(name.startswith("model.language_model.") for name in found)
     assert len(found) == 14
+
+
+@pytest.mark.parametrize(
+    ("samples", "micro", "batch"),
+    [(3, 1, 1), (18, 1, 2), (18, 2, 2), (30, 2, 2), (500, 4, 8), (3, 3, 3)],
+)
+def test_few_samples_make_small_steps(tmp_path: Path, samples: int, micro: int, batch: int) -> None:
+    chosen = settings_from(model="m", data=tmp_path / "x.jsonl", micro_batch=micro)
+    assert chosen.batch(samples) == batch
+    fixed = settings_from(
+        model="m", data=tmp_path / "x.jsonl", micro_batch=micro, batch_size=6 * micro
+    )
+    assert fixed.batch(samples) == 6 * micro

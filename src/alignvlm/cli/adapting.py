@@ -107,7 +107,10 @@ def finetune(
         int, typer.Option(min=1, help="stop after so many validations without progress")
     ] = 3,
     seed: Seed = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="samples an optimiser step")] = 8,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="samples an optimiser step; default: 8, fewer of few samples"),
+    ] = None,
     micro_batch: Annotated[int, typer.Option(min=1, help="samples in memory at once")] = 1,
     max_questions: Annotated[
         int, typer.Option(min=1, help="held-out questions, and pages, scored")

@@ -223,13 +223,14 @@ def _train(
     grounded = isinstance(model.model.connector, AlignConnector) and data.has_words()
     if not grounded and not settings.transcribe:
         raise ConfigError("--no-transcribe trains P_vocab alone, and this model has no ALIGN one")
-    steps = settings.steps or math.ceil(settings.epochs * data.train_size / settings.batch_size)
+    batch = settings.batch(data.train_size)
+    steps = settings.steps or math.ceil(settings.epochs * data.train_size / batch)
     longest = _longest(settings, model)
-    stage = stage_of(settings, steps, grounded=grounded, max_length=longest)
+    stage = stage_of(settings, steps, batch, grounded=grounded, max_length=longest)
     train_set, validation_set = (
         StageDataset(records, stage, processor, model, settings.seed)
         for records in (
-            data.training(steps, settings.batch_size, settings.seed),
+            data.training(steps, batch, settings.seed),
             data.validation(VALIDATION_RECORDS, settings.seed),
         )
     )
@@ -246,7 +247,7 @@ def _train(
     # where peft looks for the base's config when a checkpoint is written
     wrapped.peft_config["default"].base_model_name_or_path = str(source)
     trained = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
-    report(f"{steps} steps of {settings.batch_size} samples; {trained / 1e6:.2f} M parameters")
+    report(f"{steps} steps of {batch} samples; {trained / 1e6:.2f} M parameters")
 
     def judge() -> dict[str, float]:
         with unwrapped(wrapped) as inner:

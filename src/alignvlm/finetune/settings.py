@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ..errors import ConfigError, describe_validation_error
 
+MOST_BATCH, STEPS = 8, 8
+
 
 class Settings(BaseModel):
     """All settings with their defaults; unknown keys are errors."""
@@ -32,7 +34,7 @@ class Settings(BaseModel):
     validation: float = Field(0.1, gt=0, le=0.5, description="share that is held out")
     patience: int = Field(3, ge=1, description="validations without progress before stopping")
     seed: int = 0
-    batch_size: int = Field(8, ge=1, description="samples an optimiser step")
+    batch_size: int | None = Field(None, ge=1, description="samples an optimiser step; default: 8")
     micro_batch: int = Field(1, ge=1, description="samples in memory at once")
     max_questions: int = Field(50, ge=1, description="held-out questions, and pages, scored")
     max_new_tokens: int = Field(64, ge=1, description="length of a scored answer")
@@ -47,7 +49,7 @@ class Settings(BaseModel):
             raise ValueError("--images is for a CSV: paths of a JSONL start from its own folder")
         if not self.transcribe and self.data is not None:
             raise ValueError("--no-transcribe is for --pdfs alone: questions need the answers")
-        if self.batch_size % self.micro_batch:
+        if self.batch_size is not None and self.batch_size % self.micro_batch:
             raise ValueError("--batch-size must be a multiple of --micro-batch")
         return self
 
@@ -60,6 +62,14 @@ class Settings(BaseModel):
     def rank(self) -> int:
         """LoRA's rank as it is used: without a loss on text the language model does not train."""
         return self.lora_rank if self.transcribe else 0
+
+    def batch(self, samples: int) -> int:
+        """Samples an optimiser step. By default 8, and of few ``samples`` fewer: a pass over them
+        then still has :data:`STEPS` steps, and three passes teach something."""
+        if self.batch_size is not None:
+            return self.batch_size
+        wanted = min(MOST_BATCH, samples // STEPS)
+        return max(wanted // self.micro_batch, 1) * self.micro_batch
 
     def to_yaml(self) -> str:
         """All settings, also those left at their defaults."""

@@ -21,11 +21,14 @@ BLANK_CELLS = 200
 """Blank cells of a page that are scored; most of a page is blank."""
 
 
-def stage_of(settings: Settings, steps: int, *, grounded: bool, max_length: int) -> StageSpec:
+def stage_of(
+    settings: Settings, steps: int, batch: int, *, grounded: bool, max_length: int
+) -> StageSpec:
     """The run as a recipe's stage.
 
     Args:
         steps: optimiser steps.
+        batch: samples of each.
         grounded: there are words, and P_vocab to train on them.
         max_length: tokens; longer samples are dropped.
     """
@@ -41,7 +44,7 @@ def stage_of(settings: Settings, steps: int, *, grounded: bool, max_length: int)
             blank_cells=BLANK_CELLS,
         ),
         batch_size=settings.micro_batch,
-        gradient_accumulation=settings.batch_size // settings.micro_batch,
+        gradient_accumulation=batch // settings.micro_batch,
         max_length=max_length,
         log_steps=max(1, every // 5),
         save_steps=every,
