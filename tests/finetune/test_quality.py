@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -20,7 +21,7 @@ from alignvlm.finetune import session as run_module
 from alignvlm.finetune.adapter import lora_config, unwrapped, wrap
 from alignvlm.finetune.own_data import load_data
 from alignvlm.finetune.quality import combined, reading_part
-from alignvlm.finetune.scores import Scored, answer_probability, score
+from alignvlm.finetune.scores import Scored, answer_probabilities, score
 from alignvlm.finetune.trainer import FinetuneTrainer, Patience
 
 FAST = {"steps": 4, "lr": 5e-3, "batch_size": 2, "max_new_tokens": 4, "validation": 0.25}
@@ -195,12 +196,39 @@ def test_probability_of_an_answer(
 ) -> None:
     model, processor = load_pretrained(tiny_model_dir, torch.float32)
     record = JsonlSource(questions_file)[0]
-    assert 0 < answer_probability(model, processor, record, 4096) < 1
+    (alone,) = answer_probabilities(model, processor, record, 4096)
+    assert 0 < alone < 1
     with pytest.raises(TooLong):
-        answer_probability(model, processor, record, 4)
+        answer_probabilities(model, processor, record, 4)
     with torch.no_grad():
         model.lm_head.weight.fill_(math.nan)
-    assert answer_probability(model, processor, record, 4096) == 0
+    assert answer_probabilities(model, processor, record, 4096) == [0]
+
+
+def test_questions_scored_together_are_scored_as_alone(
+    tiny_model_dir: Path, questions_file: Path, tmp_path: Path
+) -> None:
+    model, processor = load_pretrained(tiny_model_dir, torch.float32)
+    data = load_data(settings_from(model="m", data=questions_file, validation=0.5), tmp_path)
+    assert data.questions is not None
+    split = data.questions
+    assert len(split.held_together()) < len(split.held_out)  # two questions about each picture
+    alone = dataclasses.replace(split, held_pages=[None] * len(split.held_out))
+    options = {"most": 50, "max_new_tokens": 6, "max_length": 4096}
+    one, other = (
+        score(model, processor, dataclasses.replace(data, questions=own), **options)
+        for own in (split, alone)
+    )
+    assert sorted(one.questions) == sorted(other.questions)
+    by_group = [
+        sorted(
+            zip(found.groups["probability"], (v["score"] for v in found.verdicts["probability"]))
+        )
+        for found in (one, other)
+    ]
+    for (a, p), (b, q) in zip(*by_group, strict=True):
+        assert a == b
+        assert p == pytest.approx(q, rel=1e-4)
 
 
 def test_patience_counts_what_neither_loss_nor_score_betters() -> None:

@@ -41,8 +41,12 @@ class Together:
 
     def __getitem__(self, index: int) -> Record:
         """Return the record of the group at place ``index``."""
+        return together(self.records(index))
+
+    def records(self, index: int) -> list[Record]:
+        """The records that are one at place ``index``."""
         group = self.groups[check_index(index, len(self), self.name)]
-        return together([self.source[i] for i in group])
+        return [self.source[i] for i in group]
 
 
 def can_join(record: Record) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..data.harvest.from_pdf import from_pdf
 from ..data.records import Record
-from ..data.sources import JsonlSource, MixedSource, Source, Subset
+from ..data.sources import JsonlSource, MixedSource, Source, Subset, limit
 from ..data.together import Together, can_join
 from ..errors import DataError
 from .field_table import FieldTable
@@ -32,6 +32,7 @@ class Split:
         documents: how many (PDFs, or sets of images) there are on both sides.
         by: ``"document"``, or ``"record"`` where too few documents would remain.
         samples: ``train`` as it is trained on: questions about the same pages are one sample.
+        held_pages: of each held-out record what is equal where the pages are; ``None``: alone.
     """
 
     train: Source
@@ -39,6 +40,12 @@ class Split:
     documents: int
     by: str
     samples: Source
+    held_pages: Sequence[Hashable | None]
+
+    def held_together(self, most: int | None = None) -> Together:
+        """The held-out records, or ``most`` of them, with questions about the same pages in one."""
+        shown = limit(self.held_out, most)
+        return Together(shown, self.held_pages[: len(shown)])
 
     def to_dict(self) -> dict[str, Any]:
         """Counts, for the report."""
@@ -89,8 +96,8 @@ class Data:
         return MixedSource([s.samples for s in self.splits], None, steps * batch, seed=seed)
 
     def validation(self, most: int, seed: int) -> Source:
-        """At most so many held-out records of all kinds, in proportion, always the same."""
-        held_out = [split.held_out for split in self.splits]
+        """At most so many held-out samples of all kinds, in proportion, always the same."""
+        held_out = [split.held_together() for split in self.splits]
         size = min(most, sum(len(source) for source in held_out))
         return MixedSource(held_out, None, max(size, len(held_out)), seed=seed)
 
@@ -163,7 +170,7 @@ def _split(
     rest = [index for index in range(len(keys)) if index not in chosen]
     train, held = (Subset(source, part, name=source.name) for part in (rest, held_out))
     samples = Together(train, [pages[index] for index in rest])
-    return Split(train, held, len(set(keys)), by, samples)
+    return Split(train, held, len(set(keys)), by, samples, [pages[index] for index in held_out])
 
 
 def choose_held_out(keys: Sequence[str], share: float, seed: int) -> tuple[list[int] | None, str]:

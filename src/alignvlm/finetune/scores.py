@@ -9,20 +9,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from ..connectors import AlignConnector
 from ..data import encode
+from ..data.collate import Collator
 from ..data.records import Record
 from ..data.sources import Source, limit
+from ..data.together import Together, together
+from ..documents.page_images import PageImage
 from ..errors import ConfigError
 from ..eval.intervals import Paired, bootstrap_interval
 from ..eval.metrics import METRICS, Verdict, scored
 from ..eval.metrics.metric import Answers, mean_score, ratio, total
 from ..eval.reading_accuracy import reading_accuracy
 from ..files import write_text
+from ..inference.extract import answer_together
 from ..inference.generate import generate
-from ..inference.prompt import build_prompts
+from ..inference.prompt import build_prompts, encode_pages
 from ..model.generation import AlignVLMForConditionalGeneration
+from ..model.losses import IGNORE
 from ..processing.processor import AlignVLMProcessor
 from .own_data import Data, document_of_page, document_of_question
 from .quality import reading_part
@@ -146,17 +152,16 @@ def score(
     model.eval()
     result = Scored({}, {}, [], [])
     if data.questions is not None:
-        held_out = data.questions.held_out
-        _score_questions(model, processor, held_out, most, max_new_tokens, result)
-        shown = limit(held_out, most)
+        asked = data.questions.held_together(most)
+        _score_questions(model, processor, asked, max_new_tokens, result)
         _score_probability(
-            "probability", model, processor, shown, max_length, document_of_question, result
+            "probability", model, processor, asked, max_length, document_of_question, result
         )
     if data.pages is not None:
         if isinstance(model.model.connector, AlignConnector):
             _score_pages(model, processor, data.pages.held_out, most, result)
         if transcribe:
-            shown = limit(data.pages.held_out, most)
+            shown = data.pages.held_together(most)
             _score_probability(
                 "aloud", model, processor, shown, max_length, document_of_page, result
             )
@@ -170,21 +175,21 @@ def score(
 def _score_questions(
     model: AlignVLMForConditionalGeneration,
     processor: AlignVLMProcessor,
-    source: Source,
-    most: int,
+    source: Together,
     max_new_tokens: int,
     result: Scored,
 ) -> None:
     verdicts = {"anls": METRICS["anls"].verdict, "exact_match": scored(exact_match)}
-    source = limit(source, most)
     for index in range(len(source)):
-        record = source[index]
-        example = _example(model, processor, record, max_new_tokens)
-        result.questions.append(example)
-        for name, verdict in verdicts.items():
-            found = verdict(example.answer, (example.expected,))
-            result.verdicts.setdefault(name, []).append(found)
-            result.groups.setdefault(name, []).append(document_of_question(record))
+        records = source.records(index)
+        for record, example in zip(
+            records, _examples(model, processor, records, max_new_tokens), strict=True
+        ):
+            result.questions.append(example)
+            for name, verdict in verdicts.items():
+                found = verdict(example.answer, (example.expected,))
+                result.verdicts.setdefault(name, []).append(found)
+                result.groups.setdefault(name, []).append(document_of_question(record))
 
 
 def _score_pages(
@@ -210,39 +215,74 @@ def _score_probability(
     name: str,
     model: AlignVLMForConditionalGeneration,
     processor: AlignVLMProcessor,
-    source: Source,
+    source: Together,
     max_length: int,
     document: Callable[[Record], str],
     result: Scored,
 ) -> None:
     for index in range(len(source)):
-        record = source[index]
+        records = source.records(index)
         try:
-            found = answer_probability(model, processor, record, max_length)
+            found = answer_probabilities(model, processor, together(records), max_length)
         except encode.TooLong:
             continue
-        result.verdicts.setdefault(name, []).append({"score": found})
-        result.groups.setdefault(name, []).append(document(record))
+        result.verdicts.setdefault(name, []).extend({"score": one} for one in found)
+        result.groups.setdefault(name, []).extend(map(document, records))
 
 
 @torch.no_grad()
-def answer_probability(
+def answer_probabilities(
     model: AlignVLMForConditionalGeneration,
     processor: AlignVLMProcessor,
     record: Record,
     max_length: int,
-) -> float:
-    """Probability the model gives to a token of the record's answers: the geometric mean over them.
+) -> list[float]:
+    """Probability the model gives to a token of the record's answers: the geometric mean over them;
+    of a record with ``independent_turns`` one for each turn.
 
     Raises:
         TooLong: the record has more than ``max_length`` tokens.
     """
     sample = encode.encode_fitting(record, processor, model.config, max_length)
     # text has no batch axis yet; tiles and grids are concatenated, not stacked
-    text = ("input_ids", "attention_mask", "labels")
-    batch = {k: (v[None] if k in text else v).to(model.device) for k, v in sample.items()}
-    loss = float(model(**batch, skip_logits=True, use_cache=False).lm_loss)
-    return math.exp(-loss) if math.isfinite(loss) else 0.0
+    batch = {key: value.to(model.device) for key, value in Collator(0)([sample]).items()}
+    labels = batch.pop("labels")[0, 1:]
+    turns = batch.get("turn_ids", torch.zeros_like(batch["input_ids"]))[0, 1:]
+    hidden = model.model(**batch, use_cache=False).last_hidden_state[0, :-1]
+    there = labels != IGNORE
+    logits = model.logits(hidden[there]).float()
+    losses = nn.functional.cross_entropy(logits, labels[there].to(logits.device), reduction="none")
+    each = [losses[turns[there] == turn].mean() for turn in turns[there].unique()]
+    return [math.exp(-float(loss)) if math.isfinite(loss) else 0.0 for loss in each]
+
+
+def _examples(
+    model: AlignVLMForConditionalGeneration,
+    processor: AlignVLMProcessor,
+    records: Sequence[Record],
+    max_new_tokens: int,
+) -> list[Example]:
+    """What is answered to each record's first question, beside what should be; the page of several
+    questions is read once."""
+    if len(records) == 1 or len(records[0].images) > 1:
+        return [_example(model, processor, record, max_new_tokens) for record in records]
+    (image,) = encode.load_images(records[0])
+    page = PageImage(image, records[0].id, 1)
+    encoded = encode_pages(model, processor, [image])
+    if encoded.pages is not None and not any(map(len, encoded.pages)):  # nothing to read
+        return [_example(model, processor, record, max_new_tokens) for record in records]
+    said = answer_together(
+        model,
+        processor,
+        page,
+        [str(record.question) for record in records],
+        encoded,
+        max_new_tokens=max_new_tokens,
+    )
+    return [
+        Example(record.id, record.question, str(record.answer), answer.text)
+        for record, answer in zip(records, said, strict=True)
+    ]
 
 
 def _example(

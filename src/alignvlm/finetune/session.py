@@ -247,7 +247,8 @@ def _train(
     # where peft looks for the base's config when a checkpoint is written
     wrapped.peft_config["default"].base_model_name_or_path = str(source)
     trained = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
-    report(f"{steps} steps of {batch} samples; {trained / 1e6:.2f} M parameters")
+    samples = "1 sample" if batch == 1 else f"{batch} samples"
+    report(f"{steps} steps of {samples}; {trained / 1e6:.2f} M parameters")
 
     def judge() -> dict[str, float]:
         with unwrapped(wrapped) as inner:
