@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from tests.demo.browsing import CHROMIUM, FLAGS, Visit
+from tests.demo.looks import odd_words
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,8 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def visit(browser: Any, address: str) -> Iterator[Callable[..., Visit]]:
-    """``visit(width, height)`` opens the page; at the end none may have complained."""
+    """``visit(width, height)`` opens the page; at the end none may have complained, and each speaks
+    plainly."""
     contexts, visits = [], []
 
     def open_page(width: int = 1280, height: int = 800, **options: Any) -> Visit:
@@ -31,6 +33,8 @@ def visit(browser: Any, address: str) -> Iterator[Callable[..., Visit]]:
         return visits[-1]
 
     yield open_page
+    odd = [word for one in visits if not one.page.is_closed() for word in odd_words(one.page)]
     for context in contexts:
         context.close()
     assert all(one.is_clean() for one in visits)
+    assert odd == []

@@ -160,7 +160,7 @@ def test_payload_holds_what_noise_changed(make_image, tokenizer, clean):
     assert data["cells"][1]["before"][0] == ["blank", 0.97, 1]
     assert data["cells"][1]["after"][0] == ["a", 0.6, 0]
     facts = {what: value for value, what in data["facts"]}
-    assert facts["cells say something else with these settings"] == "1"
+    assert facts["cell says something else with these settings"] == "1"
     assert float(facts["cosine distance, mean over the cells"]) == pytest.approx(0, abs=1e-4)
 
 

@@ -275,7 +275,8 @@ def _facts(comparison: NoiseComparison, cells: list[dict[str, Any]]) -> list[lis
     ]
     if comparison.after is not None:
         changed = sum(cell["changed"] for cell in cells)
-        facts.append([f"{changed:,}", "cells say something else with these settings"])
+        says = "cell says" if changed == 1 else "cells say"
+        facts.append([f"{changed:,}", f"{says} something else with these settings"])
     distance = comparison.cosine_distance
     if distance is not None:
         facts.append([f"{distance:.4f}", "cosine distance, mean over the cells"])

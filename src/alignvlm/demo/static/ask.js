@@ -113,11 +113,13 @@ export class Fields {
     const rows = found.map((field) => {
       const value = field.value ?? field.text;
       const place = field.boxes.length > 0;
+      const unsure = field.confidence < 0.5;
       const shown = value
-        ? node("button", { type: "button", class: "link", disabled: !place, title: field.text,
+        ? node("button", { type: "button", class: unsure ? "link unsure" : "link", disabled: !place, title: field.text,
             onclick: () => this.chosen(field) }, value)
         : node("span", { class: "hint" }, "not on the page");
       const cell = node("td", {}, shown);
+      if (value && unsure) cell.append(node("div", { class: "hint" }, "unsure, perhaps not on the page"));
       if (field.note) cell.append(node("div", { class: "hint" }, field.note));
       return node("tr", {}, node("th", { scope: "row" }, field.name), cell,
         node("td", { class: "number" }, field.page ? String(field.page) : ""),

@@ -66,7 +66,9 @@ export async function copy(text, button) {
     area.remove();
     button.focus();
   }
-  const before = button.textContent;
+  // pressed again before that is over, the button still has its own name to go back to
+  button.dataset.name ??= button.textContent;
   button.textContent = "Copied";
-  setTimeout(() => (button.textContent = before), 1500);
+  clearTimeout(button.again);
+  button.again = setTimeout(() => (button.textContent = button.dataset.name), 1500);
 }

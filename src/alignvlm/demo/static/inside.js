@@ -1,12 +1,12 @@
 // The window into P_vocab: what each token's place is read as, before and after noise and pruning.
-import { $, node, percent } from "./dom.js";
+import { $, node, percent, plural } from "./dom.js";
 
 // how sure the most probable token is
 const CLASSES = [
-  { from: 0.99, name: "99 % or more", kind: "p4" },
-  { from: 0.9, name: "90 to 99 %", kind: "p3" },
-  { from: 0.5, name: "50 to 90 %", kind: "p2" },
-  { from: 0, name: "below 50 %", kind: "p1" },
+  { from: 0.99, name: "99–100 %", kind: "p4" },
+  { from: 0.9, name: "90–99 %", kind: "p3" },
+  { from: 0.5, name: "50–90 %", kind: "p2" },
+  { from: 0, name: "0–50 %", kind: "p1" },
 ];
 const classOf = (p) => CLASSES.find((one) => p >= one.from).kind;
 
@@ -121,7 +121,7 @@ export class Inside {
       });
     });
     this.current = 0;
-    const group = node("g", { role: "group", "aria-label": this.cells.length + " tokens on the page. Arrow keys go from one to the next." }, ...this.rects);
+    const group = node("g", { role: "group", "aria-label": plural(this.cells.length, "token") + " on the page. Arrow keys go from one to the next." }, ...this.rects);
     this.listen(group);
     layer.append(group);
     this.legend(after);
@@ -136,9 +136,13 @@ export class Inside {
     }
     const key = (kind, name, n) => node("span", { class: "key" }, node("i", { class: "swatch " + kind }), name,
       node("small", {}, n.toLocaleString("en")));
-    const parts = CLASSES.map((one) => key(one.kind, one.name, counts.get(one.kind) || 0));
-    if (after) parts.push(key("changed", "says something else", this.cells.filter((c) => c.changed).length));
-    $("legend").replaceChildren(node("span", { class: "hint" }, "How probable the likeliest token is, and how many:"), ...parts);
+    const line = (words, ...keys) => node("div", {}, node("span", { class: "hint" }, words), ...keys);
+    const sure = CLASSES.map((one) => key(one.kind, one.name, counts.get(one.kind) || 0));
+    // only there is a box drawn around nothing: it said something before
+    if (counts.has("blank")) sure.push(key("blank", "blank now", counts.get("blank")));
+    const lines = [line("Colour: how probable the likeliest token is, and how many:", ...sure)];
+    if (after) lines.push(line("Edge:", key("changed", "says something else than before", this.cells.filter((c) => c.changed).length)));
+    $("legend").replaceChildren(...lines);
   }
 
   describe(cell) {

@@ -226,7 +226,11 @@ function recall(entry) {
   $("question").value = entry.question;
   state.answer = entry;
   showAnswer(answer.text || "No answer", toldOf(answer, goal));
-  const here = answer.places.filter((place) => place.page === goal);
+  markAnswer();
+}
+
+function markAnswer() {
+  const here = state.answer.answer.places.filter((place) => place.page === viewer.page);
   mark(here.length ? { boxes: here.map((place) => place.box), size: here[0].size } : null);
 }
 
@@ -319,7 +323,8 @@ tabs($("tabs"), (id) => {
   else if (inside.data) inside.show(inside.data);
   else if (state.opened) lookWhenRead();
 });
-tabs($("views"));
+// a field's place was marked instead of the answer's, which is still told as marked
+tabs($("views"), (id) => { if (id !== "tab-fields" && state.answer && !state.working) markAnswer(); });
 $("file").addEventListener("change", () => {
   if ($("file").files.length) upload($("file").files[0]);
   $("file").value = "";
