@@ -28,10 +28,12 @@ from alignvlm.data.collate import Collator
 from alignvlm.data.records import make_record
 from alignvlm.data.sources import RenderSource
 from alignvlm.data.synthetic.render import RenderSpec
+from alignvlm.documents.opening import PdfDocument
 from alignvlm.documents.page_images import PageImage
 from alignvlm.documents.words import Word
 from alignvlm.errors import AlignVLMError
 from alignvlm.inference import ask as ask_module
+from alignvlm.processing import image_processor
 
 PAGES = 4
 QUESTION = "Which word?"
@@ -348,6 +350,28 @@ def test_an_encrypted_pdf_asks_for_its_password(run, learnt, tmp_path):
         refused(wrong, "this is not its password")
     right = run("ask", learnt.model, locked, QUESTION, "--dpi", 40, "--password", "secret")
     assert right.exit_code == 0
+
+
+@pytest.mark.parametrize("verb", ["ask", "embed"])
+def test_a_photo_as_a_pdf_is_rendered_as_large_as_is_useful(
+    run, learnt, tmp_path, monkeypatch, verb
+):
+    """12 megapixels at 72 dpi make a page of 1.4 m, which is 48 megapixels at 144 dpi."""
+    path, rendered, own = tmp_path / "photo.pdf", [], PdfDocument.render
+
+    def noted(*given: Any) -> Image.Image:
+        rendered.append(own(*given))
+        return rendered[-1]
+
+    monkeypatch.setattr(PdfDocument, "render", noted)
+    monkeypatch.setattr(image_processor, "ORDINARY_PIXELS", 200_000)
+    Image.new("L", (4000, 3000), 200).save(path, resolution=72)
+    last = (QUESTION, "--max-new-tokens", 1) if verb == "ask" else ("--out", tmp_path / "a.pt")
+    said = answered(run(verb, learnt.model, path, *last, "--json"))
+    assert said["pages"] == [{"file": str(path), "page": 1}]
+    (page,) = rendered
+    assert 190_000 < page.width * page.height <= 200_000
+    assert page.width / page.height == pytest.approx(4 / 3, abs=0.01)
 
 
 def test_embed_writes_what_the_language_model_gets(run, learnt, page, tmp_path):

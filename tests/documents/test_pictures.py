@@ -75,6 +75,18 @@ def test_a_poster_is_rendered_at_the_resolution_that_fits(tmp_path: Path):
         assert document.scale(0, 144, 10**8) == 2.0  # nothing changes where it fits
 
 
+def test_a_limit_for_pdfs_does_not_refuse_pictures(tmp_path: Path):
+    pages = Pages([write(tmp_path / "a.pdf", pdf(1)), tmp_path / "b.png"], dpi=144)
+    Image.new("RGB", (200, 200), "white").save(tmp_path / "b.png")
+    assert [page.image.size for page in pages] == [(200, 200), (200, 200)]
+    pages.pdf_pixels = 10_000
+    poster, picture = pages
+    assert 9_000 <= poster.image.width * poster.image.height <= 10_000
+    assert poster.scale is not None
+    assert abs(poster.image.width / poster.scale - 100) < 1.1
+    assert picture.image.size == (200, 200)
+
+
 @pytest.mark.parametrize(("ink", "background"), [("white", 0), ("black", 255)])
 def test_ink_on_nothing_can_be_seen(ink: str, background: int):
     image = Image.new("RGBA", (40, 20), (0, 0, 0, 0))

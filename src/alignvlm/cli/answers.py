@@ -79,6 +79,7 @@ def ask(
     asker = _Asker(
         model, question, max_new_tokens, cites=not no_cite, boxes=boxes, extractive=extractive
     )
+    found.pdf_pixels = asker.processor.image_processor.useful_pixels()
     common = {"question": question, "files": files, "left_out": found.left_out}
     unreadable = found.unreadable  # fills while pages are gone through
     if each:
@@ -329,6 +330,7 @@ def embed(
         raise ConfigError("--base64 prints a tensor, --format vllm-chat JSON: leave one out")
     found = _pages(files, pages, max_pages, password, dpi)
     loaded, processor = load(model)
+    found.pdf_pixels = processor.image_processor.useful_pixels()
     from ..inference.embed import embed_pages, embed_prompt, to_base64, to_chat, write_embeds
 
     taken = list(found)

@@ -160,6 +160,7 @@ def _read(reader: PageReader, pages: Pages, count: str) -> Iterator[Any]:
     """The pages of a document; those that are left out or empty are told on stderr."""
     from ..documents.opening import LockedPdfError
 
+    pages.pdf_pixels = reader.image_processor.useful_pixels()
     try:
         left_out = pages.left_out  # opens the file
     except LockedPdfError as error:

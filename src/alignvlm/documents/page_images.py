@@ -60,7 +60,9 @@ class Pages:
         pages: selection in each file such as ``"1-3,5"``; default: all.
         password: opens encrypted PDFs.
         max_pages: use only so many pages, of all files together; see :attr:`left_out`.
-        max_pixels: refuse a page that is larger.
+        max_pixels: refuse a picture that is larger, and render a PDF's page at fewer.
+        pdf_pixels: render a PDF's page at no more, where finer pages are of no use; can be set
+            later, when it is known who looks at them.
         stdin: where ``-`` is read from; default: this process's standard input.
         passed_over: told of each file of a folder that cannot be read, once, with the reason.
 
@@ -85,6 +87,7 @@ class Pages:
         password: str | None = None,
         max_pages: int | None = None,
         max_pixels: int = MAX_PIXELS,
+        pdf_pixels: int | None = None,
         stdin: BinaryIO | None = None,
         passed_over: Callable[[str], None] | None = None,
     ) -> None:
@@ -93,7 +96,7 @@ class Pages:
         if sum(str(path) == STDIN for path in paths) > 1:
             raise DataError("standard input (-) can be read only once: name it once")
         self.dpi, self.pages, self.password = dpi, pages, password
-        self.max_pages, self.max_pixels = max_pages, max_pixels
+        self.max_pages, self.max_pixels, self.pdf_pixels = max_pages, max_pixels, pdf_pixels
         self.files = [file for path in paths for file in list_files(path)]
         named = set(map(str, paths))
         self._found = {file for file in self.files if file not in named}
@@ -111,7 +114,9 @@ class Pages:
     def _open(self, file: str):
         data = self._data(file)
         name = file if data is None else STDIN_NAME
-        return open_document(name, data=data, password=self.password)
+        return open_document(
+            name, data=data, password=self.password, pdf_pixels=self.pdf_pixels
+        )
 
     @cached_property
     def plan(self) -> list[PageChoice]:
