@@ -104,9 +104,7 @@ def opened(
         files = []
         for document in documents:
             with _refused(document):
-                opening = open_document(
-                    document.where, data=document.data, pdf_pixels=pdf_pixels
-                )
+                opening = open_document(document.where, data=document.data, pdf_pixels=pdf_pixels)
                 files.append((document, stack.enter_context(opening)))
             total += files[-1][1].count - 1
             if total > limits.max_images:
