@@ -81,6 +81,8 @@ def test_all_that_loads_a_model_says_so(
     assert asked == documented("ask")[0]
     assert keys(load, "inspect", tiny_model_dir, page) == documented("inspect")[0]
     assert keys(load, "embed", tiny_model_dir, page, "--out", "x.pt") > documented("embed")[0]
+    assert keys("loading reader", "read", "reader", page) == documented("read")[1]
+    assert keys("planning tiny", "plan", "tiny") == documented("plan")[0]
     pruned = ("prune", tiny_model_dir, "--keep", 280, "--data", page, "--out", "pruned")
     assert keys(load, *pruned, "--max-new-tokens", 2) == documented("prune")[0]
     assert keys("merging lora", "merge", "lora", "--out", "merged") == documented("merge")[0]

@@ -100,7 +100,7 @@ def extract(
     todo = list(dict.fromkeys(file for path in files for file in list_files(path)))
     table = _Table(out, form, extracting)
     left = table.left(todo, model)
-    rows = list(_rows(model, left, table, pool, json_)) if left else []
+    rows = list(_rows(model, left, table, pool)) if left else []
     errors = sum("error" in row for row in rows)
     if rows and errors == len(rows) == len(todo):
         raise DataError(rows[0]["error"])
@@ -115,16 +115,14 @@ def extract(
         typer.echo("\n".join(_lines(rows, table.names)))
 
 
-def _rows(
-    model: str, files: list[str], table: _Table, pool: Pool | None, json_: bool
-) -> Iterator[Row]:
+def _rows(model: str, files: list[str], table: _Table, pool: Pool | None) -> Iterator[Row]:
     """Rows of documents, each written by the time it is given."""
     from ..batch.documents import document_row, extract_rows
 
     extracting, work = table.extracting, table.work
     made = table.collected(files)  # by workers of a run that was killed
     rest = [file for file in files if file not in made]
-    shown = shows_progress(json_)
+    shown = shows_progress()
     if pool is not None and rest:
         assert work is not None
         rows = extract_rows(model, rest, work, extracting, pool, progress=shown)
