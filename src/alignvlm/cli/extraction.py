@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from ..errors import ConfigError, DataError, nearest
-from .doing import Doing
+from .doing import Doing, reading
 from .options import (
     DPI,
     MAX_NEW_TOKENS,
@@ -131,12 +131,14 @@ def _rows(model: str, files: list[str], table: _Table, pool: Pool | None) -> Ite
     with Doing(f"loading {model}"):
         extractor = extracting.load(model) if rest else None
     with table.writer() as write:
-        for file in _shown(files, shown):
+        alone = len(files) == 1
+        for file in _shown(files, shown and not alone):
             if file in made:
                 row = made[file]
             else:
                 assert extractor is not None
-                row = document_row(extractor, extracting.pages_of(file), file)
+                with reading(extractor.model) if alone else nullcontext():
+                    row = document_row(extractor, extracting.pages_of(file), file)
             for text in row.pop("notes", ()):
                 note(text)
             write(row)
