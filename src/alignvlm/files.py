@@ -39,7 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """A new path beside ``path`` to write a file or fill a folder at, which then takes its place.
 
     Where the block raises, what it wrote is removed and ``path`` is as it was. A full disk is an
-    ``OSError``, whichever library met it.
+    ``OSError`` of ``path``, whichever library met it and wherever.
 
     Example:
         >>> with replacing(Path("answers.json")) as partial:
@@ -64,7 +64,7 @@ def replacing(path: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
         else:
             partial.unlink(missing_ok=True)
-        if is_disk_full(error) and not isinstance(error, OSError):
+        if is_disk_full(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
 

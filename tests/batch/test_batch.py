@@ -234,10 +234,10 @@ def test_only_what_is_new_is_asked(docs, tiny_model_dir, tmp_path):
 def test_errors_are_asked_again_when_told(docs, tiny_model_dir, tmp_path, monkeypatch):
     real = batch_worker.load_unit
 
-    def flaky(unit: Unit, dpi: float) -> list[Any]:
+    def flaky(unit: Unit, *given: Any) -> list[Any]:
         if unit.id == "a.png":
             raise OSError("stale file handle")
-        return real(unit, dpi)
+        return real(unit, *given)
 
     monkeypatch.setattr(batch_worker, "load_unit", flaky)
     out = tmp_path / "out"

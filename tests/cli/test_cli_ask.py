@@ -28,10 +28,12 @@ from alignvlm.data.collate import Collator
 from alignvlm.data.records import make_record
 from alignvlm.data.sources import RenderSource
 from alignvlm.data.synthetic.render import RenderSpec
+from alignvlm.documents.opening import PdfDocument
 from alignvlm.documents.page_images import PageImage
 from alignvlm.documents.words import Word
-from alignvlm.errors import AlignVLMError
+from alignvlm.errors import AlignVLMError, DataError
 from alignvlm.inference import ask as ask_module
+from alignvlm.processing import image_processor
 
 PAGES = 4
 QUESTION = "Which word?"
@@ -280,15 +282,57 @@ def test_damaged_files_of_a_folder_are_named(run, learnt, page, tmp_path):
     (folder / "a.png").write_bytes(page.read_bytes()[:-300])  # opens, and does not decode
     (folder / "b.pdf").write_bytes(b"%PDF-1.4 and nothing else")
     refused(run("ask", learnt.model, folder, QUESTION), "no file can be read; the first", "b.pdf")
-    (folder / "c.png").write_bytes(page.read_bytes())
+    for good in ("0.png", "c.png"):  # what was answered before must not be lost
+        (folder / good).write_bytes(page.read_bytes())
     for each in ((), ("--each",)):
         result = run("ask", learnt.model, folder, QUESTION, "--json", *each)
         data = answered(result)
         assert [Path(file).name for file in data["unreadable"]] == ["b.pdf", "a.png"]
-        assert len(data["answers"] if each else data["pages"]) == 1
+        shown = [a["pages"][0] for a in data["answers"]] if each else data["pages"]
+        assert sorted(Path(place["file"]).name for place in shown) == ["0.png", "c.png"]
         notes = result.stderr.splitlines()
         assert len(notes) == 2 and all(note.startswith("note: ") for note in notes), notes
         assert "b.pdf: not a PDF" in notes[0] and "a.png: the image is truncated" in notes[1]
+
+
+@pytest.mark.parametrize("how", ["opens", "does not open", "is not there"])
+def test_a_bad_file_named_outright_does_not_lose_the_answers_of_others(
+    run, learnt, page, tmp_path, how
+):
+    bad, other = tmp_path / "bad.png", tmp_path / "other.png"
+    other.write_bytes(page.read_bytes())
+    if how != "is not there":
+        bad.write_bytes(page.read_bytes()[:-300] if how == "opens" else b"text")
+    given = ("ask", learnt.model, page, bad, other, QUESTION, "--each")
+    result = run(*given)
+    assert f"{bad}: " in str(result.exception) and isinstance(result.exception, DataError)
+    lines = result.stdout.splitlines()
+    assert [line[: line.index(" page")] for line in lines[::2]] == [f"* {page}", f"  {other}"]
+    assert all(line.endswith(learnt.words[0]["text"]) for line in lines[::2])
+    result = run(*given, "--json")
+    data = json.loads(result.stdout)
+    assert list(data["unreadable"]) == [str(bad)] and len(data["answers"]) == 2
+    assert str(result.exception) == data["unreadable"][str(bad)]
+    assert result.stderr == ""  # app.py prints the exception, once
+    refused(run("ask", learnt.model, bad, QUESTION, "--each"), f"{bad}: ")
+    refused(run("ask", learnt.model, page, bad, QUESTION), f"{bad}: ")  # one prompt needs all
+
+
+def test_a_page_that_cannot_be_asked_about_does_not_lose_the_answers_before(
+    run, learnt, tiff, monkeypatch
+):
+    own, asked = ask_module.ask, []
+
+    def fails(*given: Any, **keys: Any) -> Any:
+        asked.append(1)
+        if len(asked) == 3:
+            raise DataError("page 3 is odd")
+        return own(*given, **keys)
+
+    monkeypatch.setattr(ask_module, "ask", fails)
+    result = run("ask", learnt.model, tiff, QUESTION, "--each", "--json")
+    assert str(result.exception) == "page 3 is odd"
+    assert len(json.loads(result.stdout)["answers"]) == 2
 
 
 def test_pages_that_do_not_fit_the_context(run, learnt, tiff, tmp_path):
@@ -348,6 +392,28 @@ def test_an_encrypted_pdf_asks_for_its_password(run, learnt, tmp_path):
         refused(wrong, "this is not its password")
     right = run("ask", learnt.model, locked, QUESTION, "--dpi", 40, "--password", "secret")
     assert right.exit_code == 0
+
+
+@pytest.mark.parametrize("verb", ["ask", "embed"])
+def test_a_photo_as_a_pdf_is_rendered_as_large_as_is_useful(
+    run, learnt, tmp_path, monkeypatch, verb
+):
+    """12 megapixels at 72 dpi make a page of 1.4 m, which is 48 megapixels at 144 dpi."""
+    path, rendered, own = tmp_path / "photo.pdf", [], PdfDocument.render
+
+    def noted(*given: Any) -> Image.Image:
+        rendered.append(own(*given))
+        return rendered[-1]
+
+    monkeypatch.setattr(PdfDocument, "render", noted)
+    monkeypatch.setattr(image_processor, "ORDINARY_PIXELS", 200_000)
+    Image.new("L", (4000, 3000), 200).save(path, resolution=72)
+    last = (QUESTION, "--max-new-tokens", 1) if verb == "ask" else ("--out", tmp_path / "a.pt")
+    said = answered(run(verb, learnt.model, path, *last, "--json"))
+    assert said["pages"] == [{"file": str(path), "page": 1}]
+    (page,) = rendered
+    assert 190_000 < page.width * page.height <= 200_000
+    assert page.width / page.height == pytest.approx(4 / 3, abs=0.01)
 
 
 def test_embed_writes_what_the_language_model_gets(run, learnt, page, tmp_path):

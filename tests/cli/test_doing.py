@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.cli.test_cli_extract import give_readings
 from tests.cli.test_command_line import documented
 from tests.transplant.convert_hosts import make_host
 
@@ -81,6 +82,11 @@ def test_all_that_loads_a_model_says_so(
     assert asked == documented("ask")[0]
     assert keys(load, "inspect", tiny_model_dir, page) == documented("inspect")[0]
     assert keys(load, "embed", tiny_model_dir, page, "--out", "x.pt") > documented("embed")[0]
+    give_readings(monkeypatch)
+    extracted = ("extract", tiny_model_dir, page, "--fields", "x")
+    assert keys(load, *extracted) == keys("reading", *extracted) == documented("extract")[1]
+    assert keys("loading reader", "read", "reader", page) == documented("read")[1]
+    assert keys("planning tiny", "plan", "tiny") == documented("plan")[0]
     pruned = ("prune", tiny_model_dir, "--keep", 280, "--data", page, "--out", "pruned")
     assert keys(load, *pruned, "--max-new-tokens", 2) == documented("prune")[0]
     assert keys("merging lora", "merge", "lora", "--out", "merged") == documented("merge")[0]

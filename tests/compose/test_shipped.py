@@ -98,6 +98,29 @@ def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_smol_is_found_in_a_cache_that_cannot_be_written(command, monkeypatch):
+    """By `pull` too, which says where it is; nothing is tried to be written."""
+
+    def write(source, given, folder, offline, progress) -> None:
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(shipped, "_write", write)
+    first = command("pull", "smol")
+    assert first.code == 0, first
+    for name in ("FileLock", "new_folder"):
+        monkeypatch.setattr(shipped, name, refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert command("pull", "smol") == first
+    (resolve("smol") / shipped.STAMP).unlink()  # it is incomplete, and must be made again
+    done = command("pull", "smol")
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1), done
+    assert "Read-only file system; set ALIGNVLM_HOME" in done.err
+
+
 def test_low_rank_changes_are_added():
     model = torch.nn.Sequential(torch.nn.Linear(6, 4, bias=False))
     before = model[0].weight.detach().clone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,33 @@ def test_a_noisy_scan_of_twelve_bits_is_not_black():
     assert shown[10:14].mean() < 70
 
 
+def scan(pixels: np.ndarray, order: str) -> bytes:
+    """A TIFF as scanners write it: grey of fewer bits in 16 each, in one strip behind the tags."""
+    height, width = pixels.shape
+    tags = [(256, width), (257, height), (258, 16), (259, 1), (TAGS["photometric"], 1), (273, 0),
+            (277, 1), (278, height), (279, 2 * width * height)]  # fmt: skip
+    after = 8 + 2 + 12 * len(tags) + 4
+    data = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}HI", 42, 8)
+    data += struct.pack(f"{order}H", len(tags))
+    for tag, value in tags:  # all are of 32 bits
+        data += struct.pack(f"{order}HHII", tag, 4, 1, after if tag == 273 else value)
+    return data + bytes(4) + pixels.astype(f"{order}u2").tobytes()
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("bits", [10, 12])
+def test_a_file_of_a_scanner_with_fewer_bits_than_it_has_room_for(tmp_path: Path, bits, order):
+    """Through the decoder, where a picture's mode depends on the order of its bytes."""
+    rng, most = np.random.default_rng(0), 2**bits - 1
+    paper = np.clip(0.85 * most + rng.normal(0, 0.02 * most, (40, 60)), 0, most)
+    paper[10:14] = 0.2 * most
+    (page,) = load_pages(write(tmp_path / "a.tif", scan(paper.round(), order)))
+    shown = np.asarray(page)
+    assert page.mode == "RGB" and shown.shape == (40, 60, 3)
+    assert abs(np.median(shown[20:]) - 0.85 * 255) < 4
+    assert abs(shown[10:14].mean() - 0.2 * 255) < 4
+
+
 def test_sixteen_bits_where_zero_is_white(tmp_path: Path):
     ink = np.zeros((20, 30), np.uint16)
     ink[5:8] = 65535
@@ -75,6 +103,18 @@ def test_a_poster_is_rendered_at_the_resolution_that_fits(tmp_path: Path):
         assert document.scale(0, 144, 10**8) == 2.0  # nothing changes where it fits
 
 
+def test_a_limit_for_pdfs_does_not_refuse_pictures(tmp_path: Path):
+    pages = Pages([write(tmp_path / "a.pdf", pdf(1)), tmp_path / "b.png"], dpi=144)
+    Image.new("RGB", (200, 200), "white").save(tmp_path / "b.png")
+    assert [page.image.size for page in pages] == [(200, 200), (200, 200)]
+    pages.pdf_pixels = 10_000
+    poster, picture = pages
+    assert 9_000 <= poster.image.width * poster.image.height <= 10_000
+    assert poster.scale is not None
+    assert abs(poster.image.width / poster.scale - 100) < 1.1
+    assert picture.image.size == (200, 200)
+
+
 @pytest.mark.parametrize(("ink", "background"), [("white", 0), ("black", 255)])
 def test_ink_on_nothing_can_be_seen(ink: str, background: int):
     image = Image.new("RGBA", (40, 20), (0, 0, 0, 0))
@@ -95,11 +135,12 @@ def test_a_folder_has_what_opens_and_nothing_hidden(tmp_path: Path):
     white = Image.new("RGB", (20, 20), "white")
     for name, kind in (("a.jfif", "JPEG"), ("b.jpe", "JPEG"), ("c.pgm", "PPM"), ("d.pnm", "PPM")):
         white.save(tmp_path / name, format=kind)
+    white.convert("1").save(tmp_path / "e.pbm", format="PPM")
     (tmp_path / ".cache").mkdir()
     white.save(tmp_path / ".cache" / "e.png")
     (tmp_path / "._a.png").write_bytes(b"Mac OS X")
     assert [Path(page.file).name for page in Pages([tmp_path])] == [
-        "a.jfif", "b.jpe", "c.pgm", "d.pnm",
+        "a.jfif", "b.jpe", "c.pgm", "d.pnm", "e.pbm",
     ]  # fmt: skip
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.command import Run
 
+from alignvlm import AlignVLMForConditionalGeneration
 from alignvlm.compose.assemble import load_pretrained
 from alignvlm.errors import ConfigError, WeightsError
 from alignvlm.finetune import load_adapted, merge_adapter
@@ -86,6 +91,48 @@ def test_the_run_folder_and_another_base_and_precision(
     name = "model.connector.w1.weight"
     assert second[name].dtype == torch.bfloat16
     assert torch.equal(first[name].bfloat16(), second[name])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "a file within"),
+        ValueError("I/O error: No space left on device (os error 28)"),  # safetensors' own
+    ],
+)
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    adapter: Path, tmp_path: Path, command: Run, monkeypatch: Any, error: Exception
+) -> None:
+    own = AlignVLMForConditionalGeneration.save_pretrained
+
+    def fills(*given: Any, **keys: Any) -> None:
+        own(*given, **keys)
+        raise error
+
+    monkeypatch.setattr(AlignVLMForConditionalGeneration, "save_pretrained", fills)
+    (tmp_path / "mine").write_text("mine")
+    done = command("merge", adapter, "--out", tmp_path / "model")
+    assert (done.code, done.out) == (2, ""), done
+    assert done.err == f"error: {tmp_path / 'model'}: No space left on device\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_pickled_adapters_are_never_loaded(adapter: Path, tmp_path: Path, command: Run) -> None:
+    """Of an adapter in peft's older form, with a pickle that would show that it was opened."""
+    folder, seen = Path(shutil.copytree(adapter, tmp_path / "older")), tmp_path / "seen"
+    (folder / "adapter_model.safetensors").unlink()
+
+    class Opened:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(seen),)
+
+    (folder / "adapter_model.bin").write_bytes(pickle.dumps(Opened()))
+    done = command("merge", folder, "--out", tmp_path / "model")
+    assert (done.code, done.out) == (2, ""), done
+    assert done.err == (
+        f"error: {folder}: no adapter_model.safetensors in it (pickled weights are never loaded)\n"
+    )
+    assert not seen.exists() and not (tmp_path / "model").exists()
 
 
 def test_what_cannot_be_merged_is_one_line(

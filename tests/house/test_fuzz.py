@@ -3,67 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import random
-import resource
 import shutil
+import signal
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+from tests.house.fuzzing import Prepared, fuzz
 
-from alignvlm.documents.opening import open_document
-from alignvlm.errors import AlignVLMError
-from alignvlm.inference.ask import ask
-from alignvlm.inference.loading import load_model
-
-SECONDS, GIB = 10.0, 4.0
-"""No call takes longer, nor all of them together more memory."""
 MAX_PIXELS = 40_000_000
-
-pytestmark = pytest.mark.slow
-
-
-class Outcomes:
-    """How the calls of a run ended, and how long the longest took."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.longest = 0.0
-        self.foreign: list[str] = []
-        self.before = self.peak()
-
-    @staticmethod
-    def peak() -> float:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-    def run(self, name: str, call: Callable[[], object]) -> None:
-        began, cpu = time.monotonic(), time.process_time()
-        try:
-            call()
-            self.counts["fine"] += 1
-        except AlignVLMError as error:
-            self.counts[type(error).__name__] += 1
-            if "\n" in str(error):
-                self.foreign.append(f"{name}: more than a line: {error}")
-        except Exception as error:
-            self.foreign.append(f"{name}: {type(error).__name__}: {error}")
-        # of CPU: what else the machine does is not this call's
-        took = min(time.process_time() - cpu, time.monotonic() - began)
-        assert took < SECONDS, name
-        self.longest = max(self.longest, took)
-
-    def report(self, what: str) -> None:
-        grown = self.peak() - self.before
-        print(f"{what}: {dict(self.counts)}, longest {self.longest:.1f} s, {grown:.2f} GiB more")
-        assert grown < GIB
-        assert not self.foreign, "\n".join(self.foreign)
 
 
 def page() -> Image.Image:
@@ -141,29 +95,59 @@ def mutated(data: bytes, chance: random.Random) -> bytes:
     return bytes(result)
 
 
+def damaged(number: int, files: list[tuple[str, bytes]]) -> tuple[str, bytes]:
+    """A file's name, and what is left of it."""
+    name, data = files[number % len(files)]
+    return name, mutated(data, random.Random(number))
+
+
+def pages_of(name: str, data: bytes) -> list[Image.Image]:
+    from alignvlm.documents.opening import open_document
+
+    with open_document(name, data=data) as document:
+        return [document.render(i, 144, MAX_PIXELS) for i in range(min(document.count, 8))]
+
+
+def asked_about(folder: str) -> Prepared:
+    """Pages for a tiny model, which shows decoders and what comes after them, not reading."""
+    from alignvlm.inference.ask import ask
+    from alignvlm.inference.loading import load_model
+
+    model, processor = load_model(folder)
+    files = list(seeds().items())
+
+    def prepared(number: int) -> tuple[str, Callable[[], object]]:
+        name, data = damaged(number, files)
+        return name, lambda: ask(
+            model, processor, pages_of(name, data)[:1], "What is the total?", max_new_tokens=1
+        )
+
+    return prepared
+
+
+def read() -> Prepared:
+    """Pages for the page encoder of `smol`, which comes with the project."""
+    from alignvlm.inference.page_reader import PageReader
+
+    reader = PageReader.load("reader")
+    files = list(seeds().items())
+
+    def prepared(number: int) -> tuple[str, Callable[[], object]]:
+        name, data = damaged(number, files)
+        return name, lambda: [reader.read(page) for page in pages_of(name, data)[:1]]
+
+    return prepared
+
+
+@pytest.mark.slow
 def test_a_thousand_damaged_pictures_and_pdfs(tiny_model_dir: Path) -> None:
-    chance, files, outcomes = random.Random(0), list(seeds().items()), Outcomes()
-    model, processor = load_model(str(tiny_model_dir))
-
-    def read(name: str, data: bytes) -> None:
-        with open_document(name, data=data) as document:
-            pages = [document.render(i, 144, MAX_PIXELS) for i in range(min(document.count, 8))]
-        ask(model, processor, pages[:1], "What is the total?", max_new_tokens=1)
-
-    for number in range(1000):
-        name, data = files[number % len(files)]
-        changed = mutated(data, chance)
-        outcomes.run(f"{number} of {name}", lambda: read(name, changed))  # noqa: B023
-    outcomes.report("1000 damaged pictures and PDFs")
+    outcomes = fuzz(asked_about, 1000, tiny_model_dir)
+    outcomes.check("damaged pictures and PDFs", refusals=500, fine=100)
 
 
-@contextmanager
-def restored(folder: Path, original: Path) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        shutil.rmtree(folder)
-        shutil.copytree(original, folder)
+@pytest.mark.slow
+def test_damaged_pictures_and_pdfs_are_read() -> None:
+    fuzz(read, 96).check("damaged pictures and PDFs, read", refusals=40, fine=10)
 
 
 def changed_json(value: Any, chance: random.Random) -> Any:
@@ -216,18 +200,68 @@ def damage(folder: Path, chance: random.Random) -> str:
     return name
 
 
-@pytest.mark.filterwarnings("ignore")
+def loaded(original: str, place: str) -> Prepared:
+    """A damaged copy of a model, made anew for each call."""
+    from alignvlm.inference.ask import ask
+    from alignvlm.inference.loading import load_model
+
+    folder, image = Path(place), Image.new("RGB", (28, 28), "grey")
+
+    def prepared(number: int) -> tuple[str, Callable[[], object]]:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(original, folder)
+        name = damage(folder, random.Random(number))
+
+        def call() -> None:
+            ask(*load_model(str(folder)), [image], "What is the total?", max_new_tokens=1)
+
+        return name, call
+
+    return prepared
+
+
+@pytest.mark.slow
 def test_two_hundred_damaged_model_folders(tiny_model_dir: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
-    image = Image.fromarray(np.full((28, 28, 3), 128, np.uint8))
-    outcomes = Outcomes()
+    outcomes = fuzz(loaded, 200, tiny_model_dir, tmp_path / "model")
+    outcomes.check("damaged model folders", refusals=80, fine=20)
 
-    def load() -> None:
-        model, processor = load_model(str(folder))
-        ask(model, processor, [image], "What is the total?", max_new_tokens=1)
 
-    for number in range(200):
-        with restored(folder, tiny_model_dir):
-            name = damage(folder, random.Random(number))
-            outcomes.run(f"{number}: {name}", load)
-    outcomes.report("200 damaged model folders")
+def bad() -> Prepared:
+    """Everything that a call must not do."""
+
+    def lines() -> None:
+        from alignvlm.errors import DataError
+
+        raise DataError("one\ntwo")
+
+    def end() -> None:
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    def stray() -> None:
+        print("stray output")
+        raise KeyError("x")
+
+    calls: list[Any] = [lambda: None, lambda: time.sleep(600), stray, end, lines, lambda: None]
+    return lambda number: (f"call {number}", calls[number])
+
+
+def test_hangs_and_deaths_are_found() -> None:
+    """What the slow tests rely on: each is named with its seed, and the next calls are made."""
+    outcomes = fuzz(bad, 6, wall=2)
+    assert outcomes.counts == {"fine": 2, "foreign": 1, "DataError": 1}
+    assert outcomes.faults == [
+        "seed 1, call 1: killed after 2 s",
+        "seed 2, call 2: KeyError: 'x'",
+        f"seed 3, call 3: the process ended with -{int(signal.SIGSEGV)}: stray output",
+        "seed 4, call 4: more than a line: one\ntwo",
+    ]
+    assert 0 < outcomes.peak < 1
+
+
+def unprepared() -> Prepared:
+    raise RuntimeError("nothing works")
+
+
+def test_what_cannot_begin_is_found() -> None:
+    (fault,) = fuzz(unprepared, 3).faults
+    assert fault == ("before the first call: the process ended with 1: RuntimeError: nothing works")

@@ -12,8 +12,9 @@ from transformers import AutoImageProcessor
 
 from alignvlm import AlignVLMImageProcessor
 from alignvlm.errors import DataError
+from alignvlm.processing import image_processor as module
 from alignvlm.processing.image_processor import to_rgb
-from alignvlm.tiling import Grid, cut
+from alignvlm.tiling import Grid, cut, fit_scale
 
 TILE = {"height": 28, "width": 28}
 
@@ -202,6 +203,30 @@ def test_paths_equal_the_opened_image(processor, make_image, tmp_path):
             expected = processor(image)["pixel_values"]
         assert np.array_equal(processor(str(path))["pixel_values"], expected)
         assert np.array_equal(processor([path])["pixel_values"], expected)
+
+
+@pytest.mark.parametrize("enlarge", [True, False])
+@pytest.mark.parametrize("tiles", [1, 4, 9, 12])
+def test_a_finer_page_than_is_useful_gets_the_same_tiles(monkeypatch, tiles, enlarge):
+    monkeypatch.setattr(module, "ORDINARY_PIXELS", 1)
+    processor = AlignVLMImageProcessor(
+        size={"height": 160, "width": 224}, max_tiles=tiles, enlarge=enlarge
+    )
+    useful = processor.useful_pixels()
+    assert useful == tiles * 160 * 224
+    for aspect in (0.1, 0.35, 0.707, 1.0, 1.33, 1.5, 2.2, 7.0):
+        fits = [round((useful * aspect) ** 0.5) + 1, round((useful / aspect) ** 0.5) + 1]
+        grids = {processor.grid_for(fits[0] * k, fits[1] * k)[0] for k in (1, 2, 5)}
+        assert len(grids) == 1, (aspect, grids)
+        (grid,) = grids  # nor is it enlarged
+        assert fit_scale(*fits, grid, 224, 160) <= 1
+
+
+def test_what_is_useful_is_bounded_by_what_is_taken():
+    big = AlignVLMImageProcessor(size={"height": 160, "width": 160}, max_tiles=256)
+    assert big.useful_pixels() == 256 * 160 * 160
+    assert AlignVLMImageProcessor(max_tiles=4).useful_pixels() == module.ORDINARY_PIXELS
+    assert AlignVLMImageProcessor(max_tiles=4, max_pixels=1000).useful_pixels() == 1000
 
 
 def test_unreadable_files_are_named(processor, tmp_path):

@@ -90,6 +90,8 @@ def document_row(extractor: Extractor, pages: Pages, name: str) -> Row:
         that a person should know of it.
     """
 
+    pages.pdf_pixels = extractor.processor.image_processor.useful_pixels()
+
     def make() -> Row:
         notes = [pages.left_out] if pages.left_out else []
         found = extractor(pages)

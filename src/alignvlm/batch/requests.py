@@ -210,8 +210,8 @@ def _shown(path: str, folder: Path) -> str:
         return path
 
 
-def load_unit(unit: Unit, dpi: float) -> list[Any]:
-    """The page images of a unit.
+def load_unit(unit: Unit, dpi: float, pdf_pixels: int | None = None) -> list[Any]:
+    """The page images of a unit; ``pdf_pixels``: see :func:`.opening.open_document`.
 
     Raises:
         DataError: a document cannot be opened or lacks the page, or there are more than
@@ -219,7 +219,7 @@ def load_unit(unit: Unit, dpi: float) -> list[Any]:
     """
     pages, images = None if unit.page is None else str(unit.page), []
     for path in unit.paths:
-        with open_document(path) as document:
+        with open_document(path, pdf_pixels=pdf_pixels) as document:
             chosen = parse_pages(pages, document.count, where=path)
             if len(images) + len(chosen) > MAX_PAGES:
                 raise DataError(

@@ -120,10 +120,12 @@ class Worker(RowWriter):
     def __init__(self, job: Job, answerer: Answerer | None = None) -> None:
         super().__init__(job.out)
         self.asking = job.asking
+        self.pdf_pixels = None
         if answerer is None:
             model, processor = load_model(job.model)
             guard = job.asking.repetition_guard
             answerer = ModelAnswerer(model, processor, repetition_guard=guard, check_context=True)
+            self.pdf_pixels = processor.image_processor.useful_pixels()
         self.answerer = answerer
 
     def answer(self, units: Sequence[Unit]) -> list[Row]:
@@ -133,7 +135,7 @@ class Worker(RowWriter):
         for unit in units:
             start = time.perf_counter()
             try:
-                pages = load_unit(unit, self.asking.dpi)
+                pages = load_unit(unit, self.asking.dpi, self.pdf_pixels)
             except Exception as error:  # decoders raise every kind of error on damaged bytes
                 rows[unit.id] = error_row(unit, said(error), load_ms=_ms(start))
                 continue

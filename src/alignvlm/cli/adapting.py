@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from ..errors import AlignVLMError, DataError
-from .doing import Doing
+from .doing import CLEAR, Doing
 from .options import (
     DPI,
     MAX_NEW_TOKENS,
@@ -66,16 +68,29 @@ def train(
     from ..train.training import end_processes
     from ..train.training import train as run
 
-    folder = run(
-        loaded,
-        out,
-        resume=resume,
-        overwrite=overwrite,
-        quiet=not shows_progress(json_),
-        report=lambda line: typer.echo(line, err=json_),
-    )
+    with _reporting(f"training {recipe}", json_) as report:
+        folder = run(
+            loaded,
+            out,
+            resume=resume,
+            overwrite=overwrite,
+            quiet=json_ or not shows_progress(),
+            report=report,
+        )
     emit(json_, {"out": str(folder)}, f"model written to {folder}")
     end_processes()
+
+
+@contextmanager
+def _reporting(what: str, as_json: bool) -> Iterator[Callable[[str], None]]:
+    """Takes the lines that say how training goes. With JSON they are on stderr, with what is done
+    below them instead of bars: transformers' would write to stdout, which has one line of JSON."""
+    if not as_json:
+        yield typer.echo
+        return
+    clear = CLEAR if shows_progress() else ""
+    with Doing(what):
+        yield lambda line: typer.echo(clear + line, err=True)
 
 
 def finetune(
@@ -149,14 +164,15 @@ def finetune(
         max_length=max_length,
         dpi=dpi,
     )
-    outcome = run(
-        settings,
-        out,
-        resume=resume,
-        overwrite=overwrite,
-        quiet=not shows_progress(json_),
-        report=lambda line: typer.echo(line, err=json_),
-    )
+    with _reporting(f"fine-tuning {model}", json_) as report:
+        outcome = run(
+            settings,
+            out,
+            resume=resume,
+            overwrite=overwrite,
+            quiet=json_ or not shows_progress(),
+            report=report,
+        )
     result = outcome.to_dict()
     for key in ("log", "examples", "harvest", "checkpoints"):  # long, and in report.json
         del result[key]

@@ -75,41 +75,67 @@ def ask(
         raise AlignVLMError("the question is empty")
     if boxes and no_cite:
         raise ConfigError("--boxes needs the citations that --no-cite leaves out")
-    found = _pages(files, pages, max_pages, password, dpi)
+    found = _pages(files, pages, max_pages, password, dpi, keep_going=each)
     asker = _Asker(
         model, question, max_new_tokens, cites=not no_cite, boxes=boxes, extractive=extractive
     )
+    found.pdf_pixels = asker.processor.image_processor.useful_pixels()
     common = {"question": question, "files": files, "left_out": found.left_out}
-    unreadable = found.unreadable  # fills while pages are gone through
     if each:
-        answers = sorted((asker.ask([page]) for page in found), key=_rank)
-        data = {
-            **common,
-            "unreadable": unreadable,
-            "answers": [asker.data(*given) for given in answers],
-        }
-        lines = [
-            line
-            for number, given in enumerate(answers)
-            for line in asker.lines_each(*given, best=number == 0)
-        ]
-    else:
-        given = asker.ask(list(found))
-        data = {**common, "unreadable": unreadable, **asker.data(*given)}
-        lines = asker.lines(*given)
+        return _each(asker, found, common, json_)
+    given = asker.ask(list(found))
+    data = {**common, "unreadable": found.unreadable, **asker.data(*given)}
+    emit(json_, data, "\n".join(asker.lines(*given)))
+
+
+def _each(asker: _Asker, found: Pages, common: dict[str, Any], json_: bool) -> None:
+    """Ask every page by itself, and print the answers there are, whatever ends it.
+
+    Raises:
+        AlignVLMError: afterwards, of files that were named outright and cannot be read, and of a
+            page that cannot be asked about, with which it ends.
+    """
+    answers, failure = [], None
+    try:
+        answers += map(asker.ask, ([page] for page in found))
+    except AlignVLMError as error:
+        if not answers:
+            raise
+        failure = error
+    answers.sort(key=_rank)
+    data = {
+        **common,
+        "unreadable": found.unreadable,
+        "answers": [asker.data(*given) for given in answers],
+    }
+    lines = [
+        line
+        for number, given in enumerate(answers)
+        for line in asker.lines_each(*given, best=number == 0)
+    ]
     emit(json_, data, "\n".join(lines))
+    wrong = [*found.named_unreadable(), *([str(failure)] if failure else [])]
+    if wrong:
+        raise DataError("; ".join(wrong))
 
 
 def _pages(
-    files: list[str], pages: str | None, max_pages: int, password: str | None, dpi: float
+    files: list[str],
+    pages: str | None,
+    max_pages: int,
+    password: str | None,
+    dpi: float,
+    *,
+    keep_going: bool = False,
 ) -> Pages:
     """Pages to use; what is left out of them is named on stderr, when it is found."""
     from ..documents.opening import LockedPdfError
     from ..documents.page_images import Pages
 
     found = Pages(
-        files, dpi=dpi, pages=pages, password=password, max_pages=max_pages, passed_over=note
-    )
+        files, dpi=dpi, pages=pages, password=password, max_pages=max_pages, passed_over=note,
+        keep_going=keep_going,
+    )  # fmt: skip
     try:
         left_out = found.left_out  # opens every file
     except LockedPdfError as error:
@@ -329,6 +355,7 @@ def embed(
         raise ConfigError("--base64 prints a tensor, --format vllm-chat JSON: leave one out")
     found = _pages(files, pages, max_pages, password, dpi)
     loaded, processor = load(model)
+    found.pdf_pixels = processor.image_processor.useful_pixels()
     from ..inference.embed import embed_pages, embed_prompt, to_base64, to_chat, write_embeds
 
     taken = list(found)

@@ -49,7 +49,7 @@ def data_from_pdf(
         pages=pages,
         max_pages=max_pages,
         min_words=min_words,
-        progress=shows_progress(json_),
+        progress=shows_progress(),
     )
     emit(json_, found.to_dict(), found.to_text())
 
@@ -79,7 +79,7 @@ def data_from_scans(
         max_pages=max_pages,
         min_words=min_words,
         confidence=confidence,
-        progress=shows_progress(json_),
+        progress=shows_progress(),
     )
     emit(json_, found.to_dict(), found.to_text())
 
@@ -151,7 +151,7 @@ def data_read(
 
     results = []
     for name, source in zip(sources, opened, strict=True):
-        read = reading_accuracy(loaded, processor, source, limit, progress=shows_progress(json_))
+        read = reading_accuracy(loaded, processor, source, limit, progress=shows_progress())
         results.append({"source": name, **reading_report(read, seed=seed)})
         if not json_:
             typer.echo(_table(results[-1]))

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ..errors import ConfigError, DataError
-from .doing import load
+from .doing import Doing, load
 from .options import Json, Overwrite, RepetitionGuard, Seed, emit, number
 
 if TYPE_CHECKING:
@@ -198,12 +198,15 @@ def _maker(
     if kind is Kind.model:
         return _model_maker(model, data, seed, noise, prune, guard)
     if kind is Kind.text_only:
-        language = LanguageModel.load(model)
+        with Doing(f"loading {model}"):
+            language = LanguageModel.load(model)
         return _context(lambda task: TextOnlyAnswerer(language, repetition_guard=guard))
     from ..eval.ocr import OcrAnswerer, RapidOcrReader
 
     reader = RapidOcrReader()  # before a model is loaded: it may not be installed
-    rival = OcrAnswerer(LanguageModel.load(model), reader, repetition_guard=guard)
+    with Doing(f"loading {model}"):
+        language = LanguageModel.load(model)
+    rival = OcrAnswerer(language, reader, repetition_guard=guard)
     return _context(lambda task: rival)
 
 

@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from ..errors import ConfigError, DataError, nearest
-from .doing import Doing
+from .doing import Doing, reading
 from .options import (
     DPI,
     MAX_NEW_TOKENS,
@@ -100,7 +100,7 @@ def extract(
     todo = list(dict.fromkeys(file for path in files for file in list_files(path)))
     table = _Table(out, form, extracting)
     left = table.left(todo, model)
-    rows = list(_rows(model, left, table, pool, json_)) if left else []
+    rows = list(_rows(model, left, table, pool)) if left else []
     errors = sum("error" in row for row in rows)
     if rows and errors == len(rows) == len(todo):
         raise DataError(rows[0]["error"])
@@ -115,16 +115,14 @@ def extract(
         typer.echo("\n".join(_lines(rows, table.names)))
 
 
-def _rows(
-    model: str, files: list[str], table: _Table, pool: Pool | None, json_: bool
-) -> Iterator[Row]:
+def _rows(model: str, files: list[str], table: _Table, pool: Pool | None) -> Iterator[Row]:
     """Rows of documents, each written by the time it is given."""
     from ..batch.documents import document_row, extract_rows
 
     extracting, work = table.extracting, table.work
     made = table.collected(files)  # by workers of a run that was killed
     rest = [file for file in files if file not in made]
-    shown = shows_progress(json_)
+    shown = shows_progress()
     if pool is not None and rest:
         assert work is not None
         rows = extract_rows(model, rest, work, extracting, pool, progress=shown)
@@ -133,12 +131,14 @@ def _rows(
     with Doing(f"loading {model}"):
         extractor = extracting.load(model) if rest else None
     with table.writer() as write:
-        for file in _shown(files, shown):
+        alone = len(files) == 1
+        for file in _shown(files, shown and not alone):
             if file in made:
                 row = made[file]
             else:
                 assert extractor is not None
-                row = document_row(extractor, extracting.pages_of(file), file)
+                with reading(extractor.model) if alone else nullcontext():
+                    row = document_row(extractor, extracting.pages_of(file), file)
             for text in row.pop("notes", ()):
                 note(text)
             write(row)

@@ -41,6 +41,7 @@ def inspect(
     found = Pages([file], dpi=dpi, pages=pages)
     several = len(found) > 1  # opens the file, before a model is loaded
     loaded, processor = load(model)
+    found.pdf_pixels = processor.image_processor.useful_pixels()
     out.mkdir(parents=True, exist_ok=True)
     rows, lines = [], []
     for page in found:

@@ -43,7 +43,7 @@ def pull(
     """Fetch base weights into the cache (ALIGNVLM_HOME, default ~/.cache/alignvlm)."""
     from ..weights.resolve import resolve
 
-    folder = resolve(reference, progress=shows_progress(json_))
+    folder = resolve(reference, progress=shows_progress())
     emit(json_, {"reference": reference, "path": str(folder)}, f"{reference} is at {folder}")
 
 

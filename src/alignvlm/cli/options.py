@@ -96,6 +96,6 @@ def note(text: str) -> None:
     print(f"{clear}note: {one_line(text)}", file=sys.stderr, flush=True)
 
 
-def shows_progress(as_json: bool) -> bool:
-    """Whether bars belong on stderr: a person is looking."""
-    return not as_json and sys.stderr.isatty()
+def shows_progress() -> bool:
+    """Whether bars belong on stderr: a person is looking. JSON on stdout is not disturbed by it."""
+    return sys.stderr.isatty()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from ..errors import ConfigError, DataError, nearest
+from .doing import Doing
 from .options import DPI, Dpi, Json, Model, PageRange, Password, emit, note
 from .progress import lines_bar
 from .resuming import go_on, json_rows, weights_of
@@ -138,7 +139,9 @@ def _rows(
     from ..inference.page_files import ReadDocument
     from ..inference.page_reader import PageReader
 
-    reader, rows = PageReader.load(model, tokens=tokens), []
+    rows = []
+    with Doing(f"loading {model}"):
+        reader = PageReader.load(model, tokens=tokens)
     with sink.opened() as write:
         for number, file in enumerate(files, start=1):
             count = f"{number}/{len(files)} " if len(files) > 1 else ""
@@ -160,6 +163,7 @@ def _read(reader: PageReader, pages: Pages, count: str) -> Iterator[Any]:
     """The pages of a document; those that are left out or empty are told on stderr."""
     from ..documents.opening import LockedPdfError
 
+    pages.pdf_pixels = reader.image_processor.useful_pixels()
     try:
         left_out = pages.left_out  # opens the file
     except LockedPdfError as error:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigError
+from .doing import Doing
 from .options import (
     DPI,
     Actors,
@@ -65,7 +66,7 @@ def batch(
         asking=asking,
         pool=Pool(address, actors, num_gpus, batch_size),
         retry_errors=retry_errors,
-        progress=shows_progress(json_),
+        progress=shows_progress(),
     )
     emit(json_, summary.to_dict(), summary.to_text())
 
@@ -88,11 +89,12 @@ def plan(
     json_: Json = False,
 ) -> None:
     """Say what a recipe takes on many GPUs: memory, operations, hours. Loads no weights."""
-    from ..train.plan import plan as run
-    from ..train.recipe import load_recipe
-
     counts = dict(_count(text) for text in samples or [])
-    made = run(load_recipe(recipe, set_), gpus, gpu, mfu=mfu, tiles=tiles, samples=counts)
+    with Doing(f"planning {recipe}"):
+        from ..train.plan import plan as run
+        from ..train.recipe import load_recipe
+
+        made = run(load_recipe(recipe, set_), gpus, gpu, mfu=mfu, tiles=tiles, samples=counts)
     emit(json_, made.to_dict(), made.to_text())
 
 

@@ -27,6 +27,7 @@ from .shelf import OpenDocument
 from .turns import Watch
 
 MAX_NEW_TOKENS = 128
+"""More than the command line's 64: an answer is seen while it is written, and can be stopped."""
 
 
 class _Telling(TextStreamer):

@@ -115,7 +115,11 @@ def load_pages(
 
 @contextmanager
 def open_document(
-    path: str | os.PathLike[str], *, data: bytes | None = None, password: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    data: bytes | None = None,
+    password: str | None = None,
+    pdf_pixels: int | None = None,
 ) -> Iterator[Picture | PdfDocument]:
     """Open a PDF or a picture; a page is read only when it is rendered.
 
@@ -123,6 +127,7 @@ def open_document(
         path: the file; with ``data`` only a name for messages.
         data: the file's bytes, where they do not come from a file.
         password: opens an encrypted PDF.
+        pdf_pixels: a PDF's page is rendered at no more, whatever ``dpi`` and ``max_pixels`` say.
 
     Yields:
         ``count``, the number of pages, and ``render(index, dpi, max_pixels)``, an RGB image of the
@@ -135,17 +140,18 @@ def open_document(
     require_file(path, data)
     if is_pdf(path) if data is None else b"%PDF-" in data[:1024]:
         with open_pdf(path, data=data, password=password) as pdf:
-            yield PdfDocument(path, pdf)
+            yield PdfDocument(path, pdf, pdf_pixels)
     else:
         with open_picture(path, data) as picture:
             yield picture
 
 
 class PdfDocument:
-    """An open PDF, as :class:`Picture`."""
+    """An open PDF, as :class:`Picture`; see :func:`open_document`."""
 
-    def __init__(self, path: Path, document: Any) -> None:
+    def __init__(self, path: Path, document: Any, pdf_pixels: int | None = None) -> None:
         self.path, self.document, self.count = path, document, len(document)
+        self.pdf_pixels = pdf_pixels
 
     def scale(self, index: int, dpi: float, max_pixels: int) -> float:
         """Px of a page's image per PDF point: ``dpi / 72``, or less where ``max_pixels`` would be
@@ -154,6 +160,8 @@ class PdfDocument:
         Raises:
             DataError: a damaged page, or ``dpi`` is not a positive number.
         """
+        if self.pdf_pixels is not None:
+            max_pixels = min(max_pixels, self.pdf_pixels)
         with open_page(self.path, self.document, index) as page:
             width, height = _page_size(self.path, page, index, dpi)
         if width * height <= max_pixels:

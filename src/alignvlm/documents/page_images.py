@@ -60,15 +60,18 @@ class Pages:
         pages: selection in each file such as ``"1-3,5"``; default: all.
         password: opens encrypted PDFs.
         max_pages: use only so many pages, of all files together; see :attr:`left_out`.
-        max_pixels: refuse a page that is larger.
+        max_pixels: refuse a picture that is larger, and render a PDF's page at fewer.
+        pdf_pixels: render a PDF's page at no more, where finer pages are of no use; can be set
+            later, when it is known who looks at them.
         stdin: where ``-`` is read from; default: this process's standard input.
         passed_over: told of each file of a folder that cannot be read, once, with the reason.
+        keep_going: pass over files that were named outright, too; see :meth:`named_unreadable`.
 
     Attributes:
         files: all of them, in order.
-        unreadable: files found in folders that cannot be read, with the reason; they are passed
-            over, as far as pages have been counted and gone through. One damaged file does not end
-            a folder.
+        unreadable: files that cannot be read and were passed over, with the reason, as far as pages
+            have been counted and gone through: those found in folders, for one damaged file does
+            not end a folder, and with ``keep_going`` all.
 
     Raises:
         DataError: here, a folder without documents or ``-`` twice; when pages are counted or
@@ -85,20 +88,22 @@ class Pages:
         password: str | None = None,
         max_pages: int | None = None,
         max_pixels: int = MAX_PIXELS,
+        pdf_pixels: int | None = None,
         stdin: BinaryIO | None = None,
         passed_over: Callable[[str], None] | None = None,
+        keep_going: bool = False,
     ) -> None:
         if max_pages is not None and max_pages < 1:
             raise DataError(f"max_pages must be at least 1, not {max_pages}")
         if sum(str(path) == STDIN for path in paths) > 1:
             raise DataError("standard input (-) can be read only once: name it once")
         self.dpi, self.pages, self.password = dpi, pages, password
-        self.max_pages, self.max_pixels = max_pages, max_pixels
+        self.max_pages, self.max_pixels, self.pdf_pixels = max_pages, max_pixels, pdf_pixels
         self.files = [file for path in paths for file in list_files(path)]
         named = set(map(str, paths))
         self._found = {file for file in self.files if file not in named}
         self.unreadable: dict[str, str] = {}
-        self._passed_over = passed_over
+        self._passed_over, self._keep_going = passed_over, keep_going
         self._stdin, self._read = stdin, None
 
     def _data(self, file: str) -> bytes | None:
@@ -111,7 +116,7 @@ class Pages:
     def _open(self, file: str):
         data = self._data(file)
         name = file if data is None else STDIN_NAME
-        return open_document(name, data=data, password=self.password)
+        return open_document(name, data=data, password=self.password, pdf_pixels=self.pdf_pixels)
 
     @cached_property
     def plan(self) -> list[PageChoice]:
@@ -132,15 +137,20 @@ class Pages:
 
     @contextmanager
     def _passing_over(self, file: str) -> Iterator[None]:
-        """Note what is wrong with a file that was found in a folder."""
+        """Note what is wrong with a file that may be passed over."""
         try:
             yield
         except DataError as error:
-            if file not in self._found:
+            found = file in self._found
+            if not (found or self._keep_going):
                 raise
-            if file not in self.unreadable and self._passed_over is not None:
+            if found and file not in self.unreadable and self._passed_over is not None:
                 self._passed_over(str(error))
             self.unreadable[file] = str(error)
+
+    def named_unreadable(self) -> list[str]:
+        """What is wrong with files that were named outright and passed over."""
+        return [why for file, why in self.unreadable.items() if file not in self._found]
 
     def __len__(self) -> int:
         return sum(len(choice.chosen) for choice in self.plan)

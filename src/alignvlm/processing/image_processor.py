@@ -17,6 +17,9 @@ from ..tiling import Grid, choose_grid, covering_grid, cut, fit_size
 
 MAX_PIXELS = 178_956_970
 """Pages with more pixels are refused: Pillow's own limit against decompression bombs."""
+ORDINARY_PIXELS = 4_100_000
+"""A3 at 144 dpi. PDF pages up to it are scaled to the tiles here, as pages of training are, rather
+than rendered at their size."""
 WHITE, BLACK = (255, 255, 255, 255), (0, 0, 0, 255)
 NEARLY_WHITE, WHITE_INK = 230, 0.98
 """A picture is white ink on nothing where so large a share of its ink is at least that bright."""
@@ -125,6 +128,15 @@ class AlignVLMImageProcessor(PilBackend):
     thumbnail = False
     max_pixels = MAX_PIXELS
     enlarge = True
+
+    def useful_pixels(self) -> int:
+        """Px of a page above which a finer rendering of it gives the tiles nothing more.
+
+        A page that has as many px as the largest grid is scaled up in none: the same grid is chosen
+        for it as for a larger one.
+        """
+        canvas = self.max_tiles * self.size["height"] * self.size["width"]
+        return min(max(ORDINARY_PIXELS, canvas), self.max_pixels)
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Read what is given as a path, URL or base64 text; leave images as they are.

@@ -92,9 +92,9 @@ async def fetch_documents(
 
 @contextmanager
 def opened(
-    documents: list[Attachment], limits: Limits
+    documents: list[Attachment], limits: Limits, pdf_pixels: int | None = None
 ) -> Iterator[list[tuple[Attachment, Picture | PdfDocument]]]:
-    """The documents, none of their pages decoded yet.
+    """The documents, none of their pages decoded yet; a PDF's will have ``pdf_pixels`` at most.
 
     Raises:
         RequestError: damaged files, too many pages.
@@ -104,7 +104,7 @@ def opened(
         files = []
         for document in documents:
             with _refused(document):
-                opening = open_document(document.where, data=document.data)
+                opening = open_document(document.where, data=document.data, pdf_pixels=pdf_pixels)
                 files.append((document, stack.enter_context(opening)))
             total += files[-1][1].count - 1
             if total > limits.max_images:

@@ -183,10 +183,13 @@ class Generator(ChatCompletionHandler):
         """
         return self.manager.async_submit(self._prepare, request, documents, abandoned)
 
+    def _opened(self, documents: list[Attachment]) -> Any:
+        return opened(documents, self.limits, self.processor.image_processor.useful_pixels())
+
     def _prepare(
         self, request: ChatRequest, documents: list[Attachment], abandoned: threading.Event
     ) -> ChatPrompt:
-        with stoppable(self.model, abandoned.is_set), opened(documents, self.limits) as files:
+        with stoppable(self.model, abandoned.is_set), self._opened(documents) as files:
             if files:  # before pages are read in vain
                 self._prompt(request, [0] * len(files), None)
             pages = decode(files, self.limits)
@@ -292,7 +295,7 @@ class Generator(ChatCompletionHandler):
             tokens=self.spells,
             at_once=FIELDS_AT_ONCE,
         )
-        with stoppable(self.model, abandoned.is_set), opened(documents, self.limits) as files:
+        with stoppable(self.model, abandoned.is_set), self._opened(documents) as files:
             images = enumerate(decode(files, self.limits), start=1)
             try:
                 found = extractor(PageImage(image, f"page {n}", n) for n, image in images)
