@@ -47,8 +47,9 @@ from .page_fields import Found, WantedFields
 from .schema import ChatRequest
 from .token_scores import TokenScores
 
-FIELDS_AT_ONCE = 6
-"""Fields asked in one batch: each has a copy of the page's keys and values, up to 400 MB."""
+FIELDS_AT_ONCE, FIELD_BYTES = 6, 2**30
+"""Fields asked in one batch, and what their copies of the page's keys and values take together at
+most: of a page that fills ``smol``'s context each takes 360 MiB."""
 LONGEST_FIELD = 64
 """Tokens of a field, as ``alignvlm extract`` has it."""
 SEEN = Image.new("RGB", (1, 1))
@@ -291,6 +292,7 @@ class Generator(ChatCompletionHandler):
             max_new_tokens=min(longest, LONGEST_FIELD),
             tokens=self.spells,
             at_once=FIELDS_AT_ONCE,
+            most_bytes=FIELD_BYTES,
         )
         with stoppable(self.model, abandoned.is_set), opened(documents, self.limits) as files:
             images = enumerate(decode(files, self.limits), start=1)
