@@ -11,9 +11,7 @@ read. Its app is not mounted, for it loads any model a request names.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
-from concurrent import futures
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -302,10 +300,11 @@ class Generator(ChatCompletionHandler):
                 raise _too_long(error) from None
         return Found(found, extractor.spent)
 
-    def wait_until_idle(self, seconds: float) -> None:
-        """Let a cancelled answer reach its end: a thread inside torch must not outlive Python."""
-        with contextlib.suppress(futures.TimeoutError):
-            self.manager.submit(lambda: None).result(seconds)
+    async def idle(self, seconds: float) -> None:
+        """Let a cancelled answer reach its end, for so long. Its thread tells the event loop how it
+        went, so that one may not close before, and a thread inside torch may not outlive Python."""
+        last = asyncio.wrap_future(self.manager.submit(lambda: None))
+        await asyncio.wait([last], timeout=seconds)
 
     def finish_reason(self, prompt: ChatPrompt, writing: Writing) -> str:
         """``stop`` after an end token or stop string, or where nothing was read; else
