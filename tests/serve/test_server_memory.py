@@ -41,7 +41,7 @@ def test_a_request_stays_under_the_ceiling(case, most_gib, most_seconds, least_t
         [sys.executable, "-W", "ignore", "-m", "tests.serve.one_request", case],
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=900,
         env=environment,
     )
     assert done.returncode == 0, done.stderr
