@@ -19,6 +19,7 @@ import torch
 import transformers
 from PIL import Image
 from tests.command import Result, Run
+from tests.figures import figures, pytest_terminal_summary  # noqa: F401
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig,

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,7 +21,9 @@ from PIL import Image
 
 from alignvlm.cli.serving import serve
 from alignvlm.errors import AlignVLMError, ConfigError
-from alignvlm.serve import server
+from alignvlm.serve import call, server
+from alignvlm.serve.attachments import FETCH_SECONDS
+from alignvlm.serve.limits import FIRST_GUESS, LONGEST_RETRY, MIB, Limits
 from alignvlm.serve.server import is_loopback, model_name
 
 
@@ -94,6 +97,27 @@ def wait_for(url: str) -> None:
         except httpx.TransportError:
             time.sleep(0.05)
     raise AssertionError(f"{url} does not answer")
+
+
+def test_the_documentation_says_the_limits_as_they_are():
+    table = (Path(__file__).parents[2] / "docs" / "serve.md").read_text().split("## Limits")[1]
+    limits = Limits()
+    for option, value in {
+        "--max-body-mib": limits.max_body // MIB,
+        "--max-images": limits.max_images,
+        "--max-pixels": f"{limits.max_pixels:,}".replace(",", " "),
+        "--max-new-tokens": limits.max_new_tokens,
+        "--queue": limits.queue,
+        "--timeout": f"{limits.timeout:g}",
+    }.items():
+        (row,) = (line for line in table.splitlines() if line.startswith(f"| `{option}`"))
+        assert row.split("|")[2].strip() == str(value)
+    seconds, rate = call.UPLOAD_SECONDS, call.UPLOAD_RATE // 1024
+    assert f"a body's time: {seconds:g} s, and 1 s for each {rate} KiB" in table
+    assert f"guesses {FIRST_GUESS:g} s" in table
+    assert f"{LONGEST_RETRY} s is the longest `Retry-After`" in table
+    assert f"give the answer under way {server.SHUTDOWN_SECONDS} s to end" in table
+    assert f"must arrive whole within\n{FETCH_SECONDS:g} s," in table
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", ""])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import httpx
 import pytest
 
 pytest.importorskip("starlette", reason="the web page needs starlette")
@@ -136,6 +138,34 @@ def test_other_refusals(client, key, monkeypatch):
     monkeypatch.setattr(module, "MAX_UPLOAD", 2**20)
     refused = client.post("/api/documents?name=a.png", content=b"0" * (2**20 + 1))
     assert refused.json()["error"] == "a.png is larger than 1 MiB"
+
+
+@pytest.mark.parametrize("pause", [0.02, 0.3])
+def test_an_upload_that_takes_too_long_is_given_up(client, make_image, monkeypatch, pause):
+    """However steadily it trickles."""
+    monkeypatch.setattr(module, "UPLOAD_SECONDS", 1)
+    out = io.BytesIO()
+    make_image(56, 28).save(out, "PNG")
+    data, sent = out.getvalue(), list[int]()
+
+    async def trickle() -> AsyncIterator[bytes]:
+        for begin in range(0, len(data), len(data) // 9):
+            sent.append(begin)
+            yield data[begin : begin + len(data) // 9]
+            await asyncio.sleep(pause)
+
+    async def upload() -> httpx.Response:
+        transport = httpx.ASGITransport(client.app)
+        async with httpx.AsyncClient(transport=transport, base_url=str(client.base_url)) as sender:
+            return await sender.post("/api/documents?name=a.png", content=trickle())
+
+    response = asyncio.run(upload())
+    if pause < 0.1:
+        assert response.status_code == 200 and response.json()["pages"] == 1
+    else:
+        assert response.status_code == 400
+        assert response.json()["error"] == "a.png took longer than 1 s to arrive"
+        assert len(sent) < 9
 
 
 def test_pictures_and_putting_away(client, key):

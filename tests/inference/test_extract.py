@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from datetime import date
 from decimal import Decimal
@@ -148,6 +149,60 @@ def test_answers_from_one_prefill_are_those_of_asking_one_by_one(
         alone.visual_tokens, alone.kept_visual_tokens,
     )  # fmt: skip
     assert alone.prompt_tokens < spent.prompt_tokens < 3 * alone.prompt_tokens
+
+
+@pytest.mark.parametrize("pages_fit", [0, 2, 9])
+def test_copies_of_the_page_take_a_stated_number_of_bytes(
+    make_model, make_processor, make_image, monkeypatch, pages_fit
+):
+    """A batch has fewer questions where the copies would be larger, and the answers are the
+    same."""
+    model = make_model("align")
+    processor = make_processor(model.config)
+    (page,) = pages(make_image, 56)
+    encoded = encode_pages(model, processor, [page.image])
+    questions = ["What is the total?", "Where is it?", "What is the date, please?"]
+    keys: dict[str, Any] = {"max_new_tokens": 12}
+    together = answer_together(model, processor, page, questions, encoded, **keys)
+    batches, sizes, own = list[int](), list[int](), module._continued
+
+    def noted(*given: Any) -> Any:
+        batches.append(len(given[2]))
+        layers = given[4].layers
+        sizes.append(sum(layer.keys.nbytes + layer.values.nbytes for layer in layers))
+        return own(*given)
+
+    monkeypatch.setattr(module, "_continued", noted)
+    answer_together(model, processor, page, questions, encoded, **keys)
+    assert batches == [3]
+    batches.clear()
+    few = answer_together(
+        model, processor, page, questions, encoded, most_bytes=pages_fit * sizes[0], **keys
+    )
+    assert batches == {0: [1, 1, 1], 2: [2, 1], 9: [3]}[pages_fit]
+    assert [answer.text for answer in few] == [answer.text for answer in together]
+
+
+def test_a_page_is_not_kept_once_for_each_question(
+    make_model, make_processor, make_image, monkeypatch
+):
+    """64 fields of a full page would hold more than a gigabyte of its embeddings."""
+    model = make_model("align")
+    processor = make_processor(model.config)
+    (page,) = pages(make_image, 56)
+    encoded = encode_pages(model, processor, [page.image])
+    made, alive, build = list[Any](), list[int](), module.build_prompts
+
+    def noted(*given: Any, **keys: Any) -> Any:
+        prompt = build(*given, **keys)
+        made.append(weakref.ref(prompt.inputs["inputs_embeds"]))
+        alive.append(sum(one() is not None for one in made))
+        return prompt
+
+    monkeypatch.setattr(module, "build_prompts", noted)
+    questions = [f"What is number {number}?" for number in range(8)]
+    answer_together(model, processor, page, questions, encoded, max_new_tokens=1)
+    assert len(made) == 8 and max(alive) <= 3  # the first, the one before, the new one
 
 
 def test_every_value_stands_on_the_page(parts, make_image, reading, always_there):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
 import threading
@@ -226,6 +227,29 @@ def test_a_body_that_comes_too_slowly_is_given_up(start, body, watched, monkeypa
         assert watched.calls == 0
 
 
+@pytest.mark.parametrize("slower", [True, False])
+def test_a_body_must_keep_up_with_the_rate(start, body, watched, monkeypatch, slower):
+    """A trickle that never stops is given up, and one that is fast enough may take longer than the
+    time that every body has."""
+    monkeypatch.setattr(call, "UPLOAD_SECONDS", 0.5)
+    size = len(json.dumps(body))
+    # it is sent within 2 s, where an eighth of a second is allowed for the whole body, or 4 s
+    monkeypatch.setattr(call, "UPLOAD_RATE", size * 8 if slower else size / 4)
+    with start(timeout=30) as server:
+        began = time.monotonic()
+        said = trickle(server, body, seconds=2.0)
+        took = time.monotonic() - began
+        idle(server, watched)
+    if slower:
+        assert b" 408 " in said and b"upload_timeout" in said
+        assert b"the body comes too slowly" in said
+        assert took < 0.5 + 1 / 8 + call.DRAIN_SECONDS + 3
+    else:
+        assert b" 200 " in said
+        assert took > 1.9
+    assert watched.calls == (not slower)
+
+
 def test_bodies_have_so_many_bytes_together(start, body, watched):
     size = len(json.dumps(body))
     with start(queue=1, max_body=2 * size) as server, ExitStack() as stack:
@@ -271,7 +295,7 @@ def test_retry_after_is_when_a_place_will_be_free(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.1, 1.5])
-def test_fifty_at_once_are_all_answered(start, body, watched, seconds):
+def test_fifty_at_once_are_all_answered(start, body, watched, figures, seconds):
     """OpenAI's own client with its own two retries."""
     generate = watched.generate
 
@@ -292,7 +316,7 @@ def test_fifty_at_once_are_all_answered(start, body, watched, seconds):
         with ThreadPoolExecutor(50) as pool:
             took = sorted(pool.map(post, range(50)))
         refused = server.metrics().get(f'alignvlm_requests_total{{code="503",path="{CHAT}"}}', 0)
-    print(
+    figures(
         f"50 clients at once, {seconds} s an answer: all answered after {took[-1]:.1f} s (half "
         f"after {took[25]:.1f} s), {refused:.0f} times told to come back"
     )
@@ -300,7 +324,7 @@ def test_fifty_at_once_are_all_answered(start, body, watched, seconds):
     assert took[-1] < 50 * (seconds + 0.3) + 65  # the first guess of what an answer takes is 4 s
 
 
-def test_reading_ends_when_nobody_waits(start, body, model, monkeypatch):
+def test_reading_ends_when_nobody_waits(start, body, model, caplog):
     layers = 0
 
     def slowly(*_: Any) -> None:
@@ -319,6 +343,8 @@ def test_reading_ends_when_nobody_waits(start, body, model, monkeypatch):
         handle.remove()
         assert server.http.post(CHAT, json=body).status_code == 200
     assert layers <= 2
+    gc.collect()  # what nobody looked at is logged with its traceback when it goes
+    assert "never retrieved" not in caplog.text
 
 
 def test_a_failing_model_is_an_error_and_no_end(start, body, model, monkeypatch, caplog):
@@ -346,6 +372,21 @@ def wait_until(true: Callable[[], bool], seconds: float = 10) -> None:
         time.sleep(0.01)
 
 
+def trickle(server: Running, body: dict[str, Any], seconds: float, pieces: int = 40) -> bytes:
+    """Send a body in pieces that take so long together; what the server says."""
+    data = json.dumps(body).encode()
+    step = -(-len(data) // pieces)
+    with open_connection(server, body, withhold=len(data)) as connection:
+        connection.settimeout(20)
+        try:
+            for begin in range(0, len(data), step):
+                time.sleep(seconds / pieces)
+                connection.sendall(data[begin : begin + step])
+        except OSError:  # the server has hung up
+            pass
+        return b"".join(iter(lambda: connection.recv(1000), b""))
+
+
 class open_connection:
     """A request on a bare socket, which closes when the block ends."""
 
@@ -354,6 +395,7 @@ class open_connection:
         host, port = server.url.removeprefix("http://").split(":")
         self.socket = socket.create_connection((host, int(port)))
         head = f"POST {CHAT} HTTP/1.1\r\nhost: {host}\r\ncontent-length: {len(data)}\r\n"
+        head += "connection: close\r\n"
         self.socket.sendall(head.encode() + b"content-type: application/json\r\n\r\n")
         self.socket.sendall(data[: len(data) - withhold])
 

@@ -23,7 +23,7 @@ from ..reader.page import Box
 from .confidence import Calibration, probability, score
 from .extractive import ExtractiveDecoding, PageSpans, TokenBytes, end_ids, page_spans
 from .field_schema import FieldQuestion, Schema, field_questions
-from .prompt import build_prompts, chat, encode_pages
+from .prompt import Prompt, build_prompts, chat, encode_pages
 from .span import Span
 from .values import Spelling, parse
 
@@ -119,6 +119,7 @@ def answer_together(
     tokens: TokenBytes | None = None,
     max_new_tokens: int = 64,
     at_once: int | None = None,
+    most_bytes: int | None = None,
     spent: Spent | None = None,
 ) -> list[FieldAnswer]:
     """Some questions about one page, each by itself, from one prefill; greedy.
@@ -130,40 +131,53 @@ def answer_together(
         encoded: the page as :func:`alignvlm.inference.prompt.encode_pages` gave it.
         spans, tokens: leave the answers only spans of the page.
         at_once: questions in one batch, each of which has a copy of the page's cache; default: all.
+        most_bytes: of the copies of one batch: fewer questions go together where more would take
+            more, but one at least; default: no limit.
         spent: what it took is added there.
 
     Raises:
         DataError: prompt and answer do not fit the language model's context.
     """
-    prompts = [
-        build_prompts(
+    first: Prompt | None = None
+    rows: list[Tensor] = []
+    for question in questions:
+        one = build_prompts(
             model,
             processor,
             [chat(question, [page.image])],
             max_new_tokens=[max_new_tokens],
             encoded=encoded,
         )
-        for question in questions
-    ]
-    rows = [prompt.inputs["input_ids"][0] for prompt in prompts]
+        first = first or one  # of the others only the ids: embeddings of a full page take 20 MB
+        rows.append(one.inputs["input_ids"][0])
+    assert first is not None
     shared = _shared(rows, processor.image_token_id)
-    start = model(inputs_embeds=prompts[0].inputs["inputs_embeds"][:, :shared], use_cache=True,
+    start = model(inputs_embeds=first.inputs["inputs_embeds"][:, :shared], use_cache=True,
                   logits_to_keep=1)  # fmt: skip
     answers: list[FieldAnswer] = []
-    at_once = at_once or len(rows)
-    for first in range(0, len(rows), at_once):
-        last = first + at_once >= len(rows)
+    at_once = _together(start[CACHE], at_once or len(rows), most_bytes)
+    for begin in range(0, len(rows), at_once):
+        last = begin + at_once >= len(rows)
         cache = start[CACHE] if last else copy.deepcopy(start[CACHE])
-        some = rows[first : first + at_once]
+        some = rows[begin : begin + at_once]
         answers += _continued(
             model, processor, some, shared, cache, spans, tokens, max_new_tokens
         )  # fmt: skip
     if spent is not None:
         spent.prompt_tokens += shared + sum(len(row) - shared for row in rows)
         spent.new_tokens += sum(answer.new_tokens for answer in answers)
-        spent.visual_tokens += prompts[0].visual_tokens[0]
-        spent.kept_visual_tokens += prompts[0].kept_visual_tokens[0]
+        spent.visual_tokens += first.visual_tokens[0]
+        spent.kept_visual_tokens += first.kept_visual_tokens[0]
     return answers
+
+
+def _together(cache: Any, at_once: int, most_bytes: int | None) -> int:
+    """Questions of one batch, so that the copies of their page's keys and values stay small."""
+    if most_bytes is None:
+        return at_once
+    held = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
+    each = sum(one.nbytes for one in held if isinstance(one, Tensor))
+    return max(1, min(at_once, most_bytes // max(each, 1)))
 
 
 def _continued(
@@ -244,7 +258,7 @@ class Extractor:
         encode: gives a page as :func:`alignvlm.inference.prompt.encode_pages` does, for those who
             have encoded it before.
         tokens: what the vocabulary spells, for those who have it; it takes a while to make.
-        at_once: fields in one batch, see :func:`answer_together`.
+        at_once, most_bytes: fields in one batch, see :func:`answer_together`.
 
     Attributes:
         spent: tokens of all pages so far.
@@ -266,13 +280,14 @@ class Extractor:
         encode: Callable[[PageImage], Encoded] | None = None,
         tokens: TokenBytes | None = None,
         at_once: int | None = None,
+        most_bytes: int | None = None,
     ) -> None:
         if not 0 <= min_confidence <= 1:
             raise ConfigError(f"min_confidence must lie between 0 and 1, not {min_confidence}")
         self.model, self.processor, self.fields = model, processor, field_questions(schema)
         self.spelling, self.calibration = spelling, calibration
         self.min_confidence, self.max_new_tokens = min_confidence, max_new_tokens
-        self.encode, self.at_once = encode, at_once
+        self.encode, self.at_once, self.most_bytes = encode, at_once, most_bytes
         self.spent = Spent()
         self._tokens = tokens or TokenBytes(processor.tokenizer, model.lm_head.out_features)
 
@@ -294,7 +309,7 @@ class Extractor:
         answers = answer_together(
             self.model, self.processor, page, questions, encoded,
             spans=spans, tokens=self._tokens, max_new_tokens=self.max_new_tokens,
-            at_once=self.at_once, spent=self.spent,
+            at_once=self.at_once, most_bytes=self.most_bytes, spent=self.spent,
         )  # fmt: skip
         return [
             self._value(one, answer, spans.find(answer.text), page.page)

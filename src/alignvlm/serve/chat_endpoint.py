@@ -115,9 +115,11 @@ class ChatEndpoint:
         try:
             if wanted is not None:
                 future = self.generator.extract(request, wanted, documents, call.abandoned)
+                future.add_done_callback(_seen)
                 found = await call.within(asyncio.shield(future))
                 return FieldsAnswer(found, wanted, call, self.metrics)
             future = self.generator.prepare(request, documents, call.abandoned)
+            future.add_done_callback(_seen)
             prompt = await call.within(asyncio.shield(future))
         except (RequestError, ClientGoneError):
             raise
@@ -166,6 +168,12 @@ class ChatEndpoint:
         if request.stream_options.include_usage:
             yield reply.last(answer.usage)
         yield "data: [DONE]\n\n"
+
+
+def _seen(future: asyncio.Future) -> None:
+    """That work ended because nobody waits for it is no news: asyncio would log its traceback."""
+    if not future.cancelled():
+        future.exception()
 
 
 def _part(event: str) -> Message:

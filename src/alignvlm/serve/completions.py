@@ -11,9 +11,7 @@ read. Its app is not mounted, for it loads any model a request names.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
-from concurrent import futures
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -47,8 +45,9 @@ from .page_fields import Found, WantedFields
 from .schema import ChatRequest
 from .token_scores import TokenScores
 
-FIELDS_AT_ONCE = 6
-"""Fields asked in one batch: each has a copy of the page's keys and values, up to 400 MB."""
+FIELDS_AT_ONCE, FIELD_BYTES = 6, 2**30
+"""Fields asked in one batch, and what their copies of the page's keys and values take together at
+most: of a page that fills ``smol``'s context each takes 360 MiB."""
 LONGEST_FIELD = 64
 """Tokens of a field, as ``alignvlm extract`` has it."""
 SEEN = Image.new("RGB", (1, 1))
@@ -294,6 +293,7 @@ class Generator(ChatCompletionHandler):
             max_new_tokens=min(longest, LONGEST_FIELD),
             tokens=self.spells,
             at_once=FIELDS_AT_ONCE,
+            most_bytes=FIELD_BYTES,
         )
         with stoppable(self.model, abandoned.is_set), self._opened(documents) as files:
             images = enumerate(decode(files, self.limits), start=1)
@@ -303,10 +303,11 @@ class Generator(ChatCompletionHandler):
                 raise _too_long(error) from None
         return Found(found, extractor.spent)
 
-    def wait_until_idle(self, seconds: float) -> None:
-        """Let a cancelled answer reach its end: a thread inside torch must not outlive Python."""
-        with contextlib.suppress(futures.TimeoutError):
-            self.manager.submit(lambda: None).result(seconds)
+    async def idle(self, seconds: float) -> None:
+        """Let a cancelled answer reach its end, for so long. Its thread tells the event loop how it
+        went, so that one may not close before, and a thread inside torch may not outlive Python."""
+        last = asyncio.wrap_future(self.manager.submit(lambda: None))
+        await asyncio.wait([last], timeout=seconds)
 
     def finish_reason(self, prompt: ChatPrompt, writing: Writing) -> str:
         """``stop`` after an end token or stop string, or where nothing was read; else

@@ -196,6 +196,20 @@ def model_name(reference: str) -> str:
     return folder.resolve().name if folder.is_dir() else reference
 
 
+class _Server(uvicorn.Server):
+    """Ends its event loop after what the inference thread was doing."""
+
+    def __init__(self, config: uvicorn.Config, generator: Generator) -> None:
+        super().__init__(config)
+        self.generator = generator
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        for task in self.server_state.tasks:  # a second Ctrl-C waits for none of them
+            task.cancel()
+        await self.generator.idle(SHUTDOWN_SECONDS)
+
+
 def run(
     reference: str,
     *,
@@ -246,5 +260,4 @@ def run(
         url = f"http://{shown}:{bound_port}/v1"
         report(url, f"serving {name} at {url} (Ctrl-C to stop)")
         with contextlib.suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[listener])
-        app.state.generator.wait_until_idle(SHUTDOWN_SECONDS)
+            _Server(config, app.state.generator).run(sockets=[listener])
