@@ -91,7 +91,8 @@ def title(kind: str, device: str, row: Row) -> str:
         size = f"{row['language_model']} (V={row['v']}, D={row['d']}), {row['tiles']} tile(s), "
         size += f"E {row['table']}"
     else:
-        size = f"{row['language_model'] or 'a trained model'}, {row['weights']} weights"
+        random = f"{row['language_model']}, random weights, a page of noise"
+        size = random if row["language_model"] else row["weights"]
     threads = f", {row['threads']} threads" if device == "cpu" else ""
     return f"{size}, {row['dtype']}{threads}"
 
@@ -121,7 +122,11 @@ def table(kind: str, rows: Sequence[Row]) -> str:
             "peak, MiB": "peak_mib",
             "beyond gradients": "peak_beyond_gradients_mib",
         },
-        "end_to_end": {"a second": "per_second", "peak, MiB": "peak_mib"},
+        "end_to_end": {
+            "compared with": "baseline",
+            "a second": "per_second",
+            "peak, MiB": "peak_mib",
+        },
     }[kind]
     columns = {**SHARED_COLUMNS, **extra}
     lines = [f"| {who} | phase | " + " | ".join(columns) + " |"]
@@ -137,7 +142,7 @@ def table(kind: str, rows: Sequence[Row]) -> str:
         for column in columns.values():
             if column == "q20_ms":
                 cells.append(f"{number(row['q20_ms'])} to {number(row['q80_ms'])}")
-            elif column == "visual_tokens":
+            elif column in ("visual_tokens", "baseline"):
                 cells.append(row[column])
             else:
                 cells.append(number(row[column]))

@@ -73,6 +73,7 @@ def folder(make_image: Callable[..., Any], tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow  # a process each
 @pytest.mark.parametrize("as_json", [True, False])
 def test_extract_says_what_it_does(tiny_model_dir, folder, as_json):
     asked = ("--fields", "x", *(("--json",) if as_json else ()))
@@ -87,6 +88,7 @@ def test_extract_says_what_it_does(tiny_model_dir, folder, as_json):
     assert "loading" not in out and "extracting" not in out
 
 
+@pytest.mark.slow
 def test_finetune_says_what_it_does(tiny_model_dir, folder, tmp_path):
     pytest.importorskip("peft")
     data = tmp_path / "qa.jsonl"

@@ -52,6 +52,13 @@ def test_rows_of_a_group(count, groups):
     assert groups == 1 or chosen.rows >= KEPT_ROWS["cuda"]
 
 
+@pytest.mark.parametrize(("count", "groups"), [(1, 1), (512, 1), (1024, 2), (4096, 8)])
+def test_rows_of_a_group_on_a_cpu(count, groups):
+    """So few that what is held beside the logits is small."""
+    chosen = choose_blocks(count, 49152, 4, CPU, in_groups=True, budget=2**40)
+    assert -(-count // chosen.rows) == groups
+
+
 def test_memory_of_a_page_on_a_gpu():
     """Kept logits, half of them beside, and tiles: at most 0.40 of naive's 7,554 MiB."""
     chosen = choose_blocks(6561, 128256, 2, CUDA, in_groups=True, budget=2**40)

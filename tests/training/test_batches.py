@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from tests.training.tiny_llama import VOCABULARY, tiny_llama
 from training.smol.batches import Examples, answer_loss
+from training.smol.mix import SHARES, SOURCES_OF, shares_without
 from training.smol.sequences import Sequence4D, branch, loss_of
 from training.smol.shards import KINDS, pack, prompt_arrays, write
 from training.smol.train_gpu import Run
@@ -109,3 +110,13 @@ def test_training_learns_and_what_is_written_is_what_was_trained(stored, tmp_pat
     add_low_rank(plain.model, {name: value.float() for name, value in changes.items()})
     with torch.no_grad():
         torch.testing.assert_close(answer_loss(plain, batch), after, atol=2e-3, rtol=2e-2)
+
+
+def test_a_kind_is_left_out(stored):
+    folder, made = stored
+    files = [folder / "000.npz", folder / "001.npz"]
+    kept = Examples(files, torch.device("cpu"), SOURCES_OF["receipts"])
+    given = {n for batch in kept.epoch(64, np.random.default_rng(0)) for n in batch}
+    assert [made[n][0] for n in sorted(given)] == ["form", "wtq"]
+    assert shares_without("contracts").keys() == SHARES.keys() - {"deepform"}
+    assert sum(shares_without("receipts").values()) == pytest.approx(1)

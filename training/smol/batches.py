@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from alignvlm.model.branches import attention, visible
+
 from .shards import KINDS, Arrays
 
 MULTIPLE = 64
@@ -43,12 +45,7 @@ class Batch(NamedTuple):
 
     def mask(self, dtype: torch.dtype) -> Tensor:
         """What is added to the attention's logits ``[b, 1, n, n]``."""
-        size = self.ids.shape[1]
-        causal = torch.ones(size, size, dtype=torch.bool, device=self.ids.device).tril()
-        same = self.owner[:, :, None] == self.owner[:, None]
-        seen = causal & (same | (self.owner[:, None] == 0))
-        mask = torch.zeros(seen.shape, dtype=dtype, device=self.ids.device)
-        return mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+        return attention(visible(self.owner, None), dtype, "sdpa")
 
 
 class Examples:
@@ -57,9 +54,12 @@ class Examples:
     Args:
         files: that :mod:`.shards` wrote.
         device: where they are kept.
+        without: names of :data:`.shards.KINDS` that are never given out.
     """
 
-    def __init__(self, files: Sequence[Path], device: torch.device) -> None:
+    def __init__(
+        self, files: Sequence[Path], device: torch.device, without: Sequence[str] = ()
+    ) -> None:
         stored = [dict(np.load(path)) for path in files]
         answers = [
             np.unpackbits(one["answer"])[: int(one["length"].astype(np.int64).sum())]
@@ -72,6 +72,7 @@ class Examples:
         }
         self.device = device
         self.kind = joined["kind"]
+        self.left_out = [KINDS.index(name) for name in (*without, "text")]
         self.length = joined["length"].astype(np.int64)
         self.soft_count = joined["soft_count"].astype(np.int64)
         self._start = np.concatenate([[0], self.length.cumsum()[:-1]])
@@ -114,14 +115,15 @@ class Examples:
         return row * size + at, other, level.float() / 255
 
     def epoch(self, tokens: int, generator: Any, window: int = 2048) -> Iterator[list[int]]:
-        """Every example but plain text once, in batches of about so many tokens, pads included.
+        """Every example once but plain text and what is left out, in batches of about so many
+        tokens, pads included.
 
         Neighbours in length go together; the order of the batches is random within a window.
 
         Args:
             generator: of numpy.
         """
-        order = generator.permutation(np.flatnonzero(self.kind != KINDS.index("text")))
+        order = generator.permutation(np.flatnonzero(~np.isin(self.kind, self.left_out)))
         for begin in range(0, len(order), window):
             part = order[begin : begin + window]
             part = part[np.argsort(self.length[part], kind="stable")[::-1]]

@@ -1,11 +1,14 @@
-"""How sure ``alignvlm extract`` is of a receipt's fields, and a map that makes probabilities of it.
+"""How sure ``alignvlm extract`` is of a document's fields, and a map to probabilities.
 
     python -m training.smol.calibrate --data ../shared/data --out runs/smol
+    python -m training.smol.calibrate --data ../shared/data --out runs/smol --kind deepform
 
-Every receipt of a split is extracted by the shipped model with no calibration; an answer is right
-if the benchmark's metric says so. Receipts are dealt into five parts: each part is judged by the
-map fitted on the others. Writes ``calibration.json``, fitted on all, and ``confidence.json`` with
-the expected calibration error, the reliability table and the risk-coverage curve.
+Every document of a split is extracted by the shipped model with no calibration; an answer is right
+if the benchmark's metric says so. Documents are dealt into five parts: each part is judged by the
+map fitted on the others. Writes ``confidence.json`` with the expected calibration error, the
+reliability table and the risk-coverage curve, and ``calibration.json``, fitted on all. With
+``--kind deepform`` the files are ``confidence-deepform.json`` and, of contracts, no map: how well
+the shipped one, of receipts, does there is what it says.
 """
 
 from __future__ import annotations
@@ -17,9 +20,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from alignvlm.data.benchmarks.tables import SROIESource
+from alignvlm.data.benchmarks.forms import PDFBenchmark
+from alignvlm.data.benchmarks.tables import DeepFormSource, SROIESource
 from alignvlm.documents.page_images import Pages
 from alignvlm.eval.metrics import METRICS
+from alignvlm.eval.tasks.local_tasks import LOCAL_TASKS
 from alignvlm.inference.ask import load_model
 from alignvlm.inference.confidence import (
     Calibration,
@@ -28,49 +33,68 @@ from alignvlm.inference.confidence import (
     risk_coverage,
 )
 from alignvlm.inference.extract import Extractor
+from alignvlm.weights.resolve import resolve
 
 from .readings import RUNS
 
-FIELDS = ("company", "date", "address", "total")
+SOURCES: dict[str, Any] = {"sroie": SROIESource, "deepform": DeepFormSource}
+FIELDS = {
+    "sroie": {name: name for name in ("company", "date", "address", "total")},
+    "deepform": {
+        "contract_num": "contract number", "advertiser": "advertiser",
+        "gross_amount": "gross amount", "flight_from": "flight start date",
+        "flight_to": "flight end date",
+    },
+}  # fmt: skip
+"""Fields of a benchmark, and what people call them."""
+PAGES = 3
+"""Of a contract."""
 FOLDS = 5
 
 
 class Marked(NamedTuple):
     """A field that was extracted."""
 
-    receipt: str
+    document: str
     field: str
     said: str
     score: float
     right: bool
 
 
-def marked(data: Path, split: str, limit: int | None) -> list[Marked]:
-    """What is extracted from each receipt of a split, and whether it is right."""
-    source = SROIESource(data / "sroie", split)
+def marked(data: Path, kind: str, split: str, limit: int | None) -> list[Marked]:
+    """What is extracted from each document of a split, and whether it is right."""
+    source = SOURCES[kind](data / kind, split)
     answers: dict[str, dict[str, tuple[str, ...]]] = {}
-    for row in source.rows:
+    numbers: dict[str, int] = {}
+    for number, row in enumerate(source.rows):
         answers.setdefault(row.key, {})[row.id.rpartition("/")[2]] = row.answers
+        numbers.setdefault(row.key, number)
     model, processor = load_model("smol")
-    extractor = Extractor(model, processor, FIELDS)
+    extractor = Extractor(model, processor, list(FIELDS[kind].values()))
     extractor.calibration = None  # whatever the model has by now
-    verdict = METRICS["sroie_f1"].verdict
+    verdict = METRICS[LOCAL_TASKS[kind].metrics[0]].verdict
     found = []
     for key, gold in list(answers.items())[:limit]:
-        read = extractor(Pages([data / "sroie" / split / "img" / key]))
-        for name, value in read.values.items():
+        if isinstance(source, PDFBenchmark):
+            path = source.path(source.rows[numbers[key]])
+        else:
+            path = data / kind / split / "img" / key
+        read = extractor(Pages([path], max_pages=PAGES))
+        for name, called in FIELDS[kind].items():
+            value = read.values[called]
             if name in gold and value.confidence > 0:
                 right = bool(verdict(value.text, gold[name])["tp"])
                 score = float(np.log(value.confidence))
                 found.append(Marked(key, name, value.text, score, right))
-        print(key, [(m.field, m.said, m.right) for m in found if m.receipt == key], flush=True)
+        print(key, [(m.field, m.said, m.right) for m in found if m.document == key], flush=True)
     return found
 
 
 def held_out(answers: list[Marked]) -> np.ndarray:
     """Confidence of each answer, by the map that was fitted on the other parts."""
-    receipts = list(dict.fromkeys(one.receipt for one in answers))
-    part = np.array([receipts.index(one.receipt) % FOLDS for one in answers])
+    documents = list(dict.fromkeys(one.document for one in answers))
+    part = np.array([documents.index(one.document) % FOLDS for one in answers])
     scores = np.array([one.score for one in answers])
     right = np.array([one.right for one in answers])
     confidence = np.zeros(len(answers))
@@ -94,11 +118,13 @@ def reliability(confidence: np.ndarray, right: np.ndarray, bins: int = 10) -> li
     ]
 
 
-def summary(answers: list[Marked]) -> dict[str, Any]:
-    """Errors before and after, and what is right at which coverage."""
+def summary(answers: list[Marked], given: Calibration | None = None) -> dict[str, Any]:
+    """Errors before and after, and what is right at which coverage; by a map that is given, or by
+    those of :func:`held_out`."""
     right = np.array([one.right for one in answers])
-    raw = np.exp([one.score for one in answers])
-    confidence = held_out(answers)
+    scores = [one.score for one in answers]
+    raw = np.exp(scores)
+    confidence = held_out(answers) if given is None else np.array([given(s) for s in scores])
     coverage, risk = risk_coverage(confidence, right)
     wrong = float(1 - right.mean())
     half = int(np.searchsorted(coverage, 0.5))
@@ -119,10 +145,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--split", default="val")
-    parser.add_argument("--limit", type=int, help="receipts")
+    parser.add_argument("--kind", choices=SOURCES, default="sroie")
+    parser.add_argument("--limit", type=int, help="documents")
     parser.add_argument("--out", type=Path, default=RUNS)
     asked = parser.parse_args()
-    answers = marked(asked.data, asked.split, asked.limit)
+    answers = marked(asked.data, asked.kind, asked.split, asked.limit)
+    if asked.kind != "sroie":
+        shipped = Calibration.load(resolve("smol") / "calibration.json")
+        found = {"by the shipped map": summary(answers, shipped), "by its own": summary(answers)}
+        path = asked.out / f"confidence-{asked.kind}.json"
+        path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        for name, own in found.items():
+            print(name, {k: v for k, v in own.items() if k not in ("curve", "reliability")})
+        return
     found = summary(answers)
     (asked.out / "confidence.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     fitted: Calibration = fit_calibration([a.score for a in answers], [a.right for a in answers])

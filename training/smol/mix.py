@@ -43,7 +43,7 @@ LONG_SHARES = {
     "chartqa": 0.07, "text": 0.04,
 }  # fmt: skip
 """Of a run long enough to see each document many times."""
-KINDS = {"receipts": ("sroie", "receipt"), "contracts": ("deepform",)}
+SOURCES_OF = {"receipts": ("sroie", "receipt"), "contracts": ("deepform",)}
 """Kinds of document that a run can be kept from, to see how it learns one it has never seen."""
 QUESTIONS = {"wtq": 5, "tabfact": 6, "chartqa": 5, "form": 5, "receipt": 6, "instruct": 4}
 LONGEST = {"wtq": 1200, "tabfact": 1000}
@@ -55,7 +55,7 @@ SEED = 17
 
 def shares_without(kind: str) -> dict[str, float]:
     """:data:`SHARES` without the sources of a kind; the others keep their proportions."""
-    left = {name: share for name, share in SHARES.items() if name not in KINDS[kind]}
+    left = {name: share for name, share in SHARES.items() if name not in SOURCES_OF[kind]}
     return {name: share / sum(left.values()) for name, share in left.items()}
 
 

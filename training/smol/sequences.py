@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from alignvlm.model.branches import attention, visible
+
 
 class Sequence4D(NamedTuple):
     """A page with branches.
@@ -37,9 +39,7 @@ class Sequence4D(NamedTuple):
 
     def seen(self) -> Tensor:
         """Bool ``[n, n]``: which tokens each token sees."""
-        causal = torch.ones(len(self.ids), len(self.ids), dtype=torch.bool).tril()
-        same = self.owner[None] == self.owner[:, None]
-        return causal & (same | (self.owner[None] == 0))
+        return visible(self.owner[None], None)[0]
 
 
 def branch(ids: Tensor, q: Tensor, branches: Sequence[tuple[list[int], list[int]]]) -> Sequence4D:
@@ -92,13 +92,10 @@ def loss_of(model: Any, sequence: Sequence4D) -> tuple[Tensor, Tensor]:
         sequence: its first token is never part of an answer.
     """
     weight = model.get_input_embeddings().weight
-    seen = sequence.seen()
-    mask = torch.zeros(seen.shape, dtype=weight.dtype)
-    mask = mask.masked_fill(~seen, torch.finfo(weight.dtype).min)
     hidden = model.model(
         inputs_embeds=embed(sequence.ids, sequence.q, weight.detach())[None],
         position_ids=sequence.positions[None],
-        attention_mask=mask[None, None],
+        attention_mask=attention(sequence.seen()[None], weight.dtype, "sdpa"),
         use_cache=False,
     ).last_hidden_state[0]
     at = (sequence.labels >= 0).nonzero()[:, 0]

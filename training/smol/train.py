@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignvlm.weights.resolve import resolve
 
-from .mix import KINDS, SHARES, TEXT_TOKENS, Example, Mix, shares_without
+from .mix import SHARES, SOURCES_OF, TEXT_TOKENS, Example, Mix, shares_without
 from .pages import Prompts
 from .readings import RUNS
 from .sequences import Sequence4D, embed, loss_of
@@ -167,7 +167,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=RUNS, help="readings, mistakes, instructions")
     parser.add_argument("--to", type=Path, help="gets the checkpoint and the curve; default: --out")
-    parser.add_argument("--without", choices=KINDS, help="a kind of document that is never seen")
+    parser.add_argument(
+        "--without", choices=SOURCES_OF, help="a kind of document that is never seen"
+    )
     parser.add_argument("--minutes", type=float, default=75)
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--alpha", type=int, default=128)

@@ -31,6 +31,7 @@ from alignvlm.weights.resolve import resolve
 
 from .batches import Batch, Examples, answer_loss, drift
 from .export import PREFIX, shipped_changes
+from .mix import SOURCES_OF
 from .readings import RUNS
 from .shards import KINDS
 from .train import LINEAR, TEXT
@@ -245,6 +246,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=30, help="steps")
     parser.add_argument("--prompts", type=int, default=800, help="that the model answers itself")
     parser.add_argument("--log-every", type=int, default=20, help="steps")
+    parser.add_argument("--without", choices=SOURCES_OF, help="a kind of document never seen")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -258,7 +260,7 @@ def main() -> None:
     device = torch.device(asked.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     files = sorted(path for path in asked.shards.glob("*.npz") if path.stem.isdigit())
-    examples = Examples(files, device)
+    examples = Examples(files, device, SOURCES_OF[asked.without] if asked.without else ())
     print(f"{len(examples)} examples, {examples.length.sum():,} tokens", flush=True)
     folder = asked.language_model or resolve(TEXT)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)

@@ -18,8 +18,8 @@ CUDA_ROWS = 16384
 CUDA_TILE_BYTES = 96 * 2**20
 """On a GPU a tile is large enough to keep every matrix product near its peak rate."""
 KEPT_ROWS = {"cpu": 512, "cuda": 1024}
-"""Kept logits are worked on in two groups of rows, unless they would have fewer rows than this: a
-second array of the size of a group is needed."""
+"""Kept logits are worked on in groups of so many rows, on a GPU in two of at least so many: a second
+array of the size of a group is needed, and each group reads the weights again."""
 KEPT_SHARE = 1 / 8
 """Logits are kept by default if they take at most this share of a device's free memory."""
 
@@ -73,7 +73,8 @@ def choose_blocks(
     on_gpu = device.type == "cuda"
     limit = CUDA_ROWS if on_gpu else CPU_ROWS
     if kept and in_groups:
-        limit = min(limit, max(-(-rows // 2), KEPT_ROWS["cuda" if on_gpu else "cpu"]))
+        half = max(-(-rows // 2), KEPT_ROWS["cuda"])
+        limit = min(limit, half if on_gpu else KEPT_ROWS["cpu"])
     tiles = max(1, -(-rows // limit))
     tile_rows = max(1, -(-rows // tiles))
     if columns is None:
