@@ -18,8 +18,8 @@ CUDA_ROWS = 16384
 CUDA_TILE_BYTES = 96 * 2**20
 """On a GPU a tile is large enough to keep every matrix product near its peak rate."""
 KEPT_ROWS = {"cpu": 512, "cuda": 1024}
-"""Kept logits are worked on in groups of so many rows, on a GPU in two of at least so many: a second
-array of the size of a group is needed, and each group reads the weights again."""
+"""Kept logits are worked on in groups of so many rows, on a GPU in two of at least so many: beside
+them an array of the size of a group is needed, and each group reads the weights again."""
 KEPT_SHARE = 1 / 8
 """Logits are kept by default if they take at most this share of a device's free memory."""
 
