@@ -45,6 +45,12 @@ def test_equal_keys_are_one_record_and_can_be_taken_apart(records):
         Together(Listed(records), ["a"])
 
 
+def test_very_many_questions_are_several_samples(images):
+    many = [make_record(f"r{n}", [images[0]], [(f"Q{n}?", "5")], source="t") for n in range(40)]
+    source = Together(Listed(many), ["a"] * 40)
+    assert [len(source.records(n)) for n in range(len(source))] == [16, 16, 8]
+
+
 def test_a_sample_has_what_is_common_once(make_config, make_processor, records):
     processor = make_processor(make_config("align"))
     parts = [records[i] for i in (0, 2, 3)]

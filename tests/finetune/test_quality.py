@@ -205,6 +205,17 @@ def test_probability_of_an_answer(
     assert answer_probabilities(model, processor, record, 4096) == [0]
 
 
+def test_questions_of_a_page_train_together_where_the_language_model_can(
+    questions_file: Path, tmp_path: Path
+) -> None:
+    data = load_data(settings_from(model="m", data=questions_file, validation=0.5), tmp_path)
+    (split,) = data.splits
+    assert data.train_size < len(split.train)
+    data.take_apart()
+    assert data.train_size == len(split.train)
+    assert len(split.held_together()) == len(split.held_out)
+
+
 def test_questions_scored_together_are_scored_as_alone(
     tiny_model_dir: Path, questions_file: Path, tmp_path: Path
 ) -> None:

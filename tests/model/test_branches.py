@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModel
 
 from alignvlm.data import encode
 from alignvlm.data.collate import Collator
@@ -110,6 +111,35 @@ def test_what_is_visible() -> None:
         [0, 1, 1, 0, 0, 1],
     ]
     assert branches.positions(seen)[0].tolist() == [0, 0, 1, 2, 3, 2]
+
+
+SIZES = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "over", "can"),
+    [
+        ("llama", {}, True),
+        ("qwen3", {"head_dim": 8}, True),
+        ("mistral", {"sliding_window": 4}, False),
+        ("mamba", {"state_size": 4}, False),
+    ],
+)
+def test_which_language_models_can(kind: str, over: dict[str, Any], can: bool) -> None:
+    config = AutoConfig.for_model(kind, **SIZES, **over)
+    model = AutoModel.from_config(config).train()
+    assert branches.can_branch(model) is can
+    assert model.training
+
+
+def test_an_attention_without_a_mask_for_each_token_cannot(make_model, monkeypatch) -> None:
+    language_model = make_model("align").model.language_model
+    assert branches.can_branch(language_model)
+    monkeypatch.setattr(language_model.config, "_attn_implementation_internal", "flex_attention")
+    assert not branches.can_branch(language_model)
 
 
 def test_what_cannot_branch_is_refused(make_model, processor, records) -> None:

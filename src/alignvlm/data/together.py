@@ -18,9 +18,12 @@ from ..model.losses import IGNORE
 from .records import Record
 from .source import Source, check_index
 
+MOST = 16
+"""Questions of a sample; a page of a hundred fields is several, none of them too long for it."""
+
 
 class Together:
-    """Records of a source with the same key as one record; the others as they are.
+    """Records of a source with the same key as one record, or as few; the others as they are.
 
     Args:
         source: of single questions.
@@ -34,7 +37,11 @@ class Together:
         groups: dict[Hashable, list[int]] = {}
         for index, key in enumerate(keys):
             groups.setdefault((index,) if key is None else ("same", key), []).append(index)
-        self.groups = list(groups.values())
+        self.groups = [
+            group[start : start + MOST]
+            for group in groups.values()
+            for start in range(0, len(group), MOST)
+        ]
 
     def __len__(self) -> int:
         return len(self.groups)

@@ -73,6 +73,11 @@ class Data:
     harvest: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
+    def take_apart(self) -> None:
+        """Make every question a sample of its own, for a language model that must."""
+        for split in self.splits:
+            split.samples, split.held_pages = split.train, [None] * len(split.held_out)
+
     @property
     def splits(self) -> list[Split]:
         """Those there are."""

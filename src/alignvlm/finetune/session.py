@@ -28,6 +28,7 @@ from ..data.collate import Collator
 from ..errors import AlignVLMError, ConfigError
 from ..files import file_sha256, replacing
 from ..inference.extract import asked_path
+from ..model.branches import can_branch
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor
 from ..train.stages import StageDataset
@@ -125,6 +126,8 @@ def _run(
             )
     model, processor = load_pretrained(source, torch.float32)
     model.to(_device())
+    if not can_branch(model.model.language_model):
+        data.take_apart()
     with _see_once(settings, data, model):
         before = _scored(work / "before.json", settings, data, model, processor)
         if not (work / "adapter").is_dir():

@@ -6,11 +6,18 @@ for the pages and that question alone: the same tokens are visible at the same p
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import AlignVLMError
+
+KINDS = ("eager", "sdpa")
+"""Attention implementations that take a mask of their own for each token."""
+PROBE = (5, 3, 4)
+"""Lengths of what all see and of two turns, in :func:`can_branch`."""
 
 
 def visible(
@@ -49,9 +56,50 @@ def attention(
     Raises:
         AlignVLMError: it takes no mask of this form.
     """
-    if kind not in ("eager", "sdpa"):
+    if kind not in KINDS:
         raise AlignVLMError(
             f"turn_ids needs 'eager' or 'sdpa' attention, and the language model has {kind!r}"
         )
     bias = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
     return bias.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+
+
+@torch.no_grad()
+def can_branch(language_model: nn.Module) -> bool:
+    """Try it on a language model as it is loaded: two short turns together must give what each
+    gives alone. A recurrent state would run on between them; a sliding window is not in the mask.
+    """
+    config: Any = language_model.config
+    if config._attn_implementation not in KINDS or getattr(config, "sliding_window", None):
+        return False
+    training = language_model.training
+    language_model.eval()
+    try:
+        return _agrees(language_model)
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
+        return False
+    finally:
+        language_model.train(training)
+
+
+def _agrees(language_model: Any) -> bool:
+    weight = language_model.get_input_embeddings().weight
+    turns = torch.arange(len(PROBE)).repeat_interleave(torch.tensor(PROBE)).to(weight.device)
+    ids = torch.arange(len(turns), device=weight.device) * 7919 % len(weight)
+    embeds = language_model.get_input_embeddings()(ids[None])
+    seen = visible(turns[None], None)
+
+    def hidden(embeds: Tensor, **given: Any) -> Tensor:
+        output = language_model(inputs_embeds=embeds, use_cache=False, return_dict=True, **given)
+        return output.last_hidden_state[0]
+
+    bias = attention(seen, embeds.dtype, language_model.config._attn_implementation)
+    joint = hidden(embeds, attention_mask=bias, position_ids=positions(seen))
+    tolerance = torch.finfo(weight.dtype).eps ** 0.5
+    for turn in range(1, len(PROBE)):
+        own = (turns == 0) | (turns == turn)
+        alone = hidden(embeds[:, own], position_ids=torch.arange(int(own.sum()))[None].to(ids))
+        difference = (joint[own] - alone).abs().max()
+        if not difference <= tolerance * alone.abs().max():
+            return False
+    return True
