@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from ..data.records import Record
 from ..data.sources import Source, limit
 from ..data.together import Together, together
 from ..documents.page_images import PageImage
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..eval.intervals import Paired, bootstrap_interval
 from ..eval.metrics import METRICS, Verdict, scored
 from ..eval.metrics.metric import Answers, mean_score, ratio, total
@@ -264,24 +265,25 @@ def _examples(
 ) -> list[Example]:
     """What is answered to each record's first question, beside what should be; the page of several
     questions is read once."""
+    alone = partial(_example, model, processor, max_new_tokens=max_new_tokens)
     if len(records) == 1 or len(records[0].images) > 1:
-        return [_example(model, processor, record, max_new_tokens) for record in records]
+        return list(map(alone, records))
     (image,) = encode.load_images(records[0])
-    page = PageImage(image, records[0].id, 1)
     encoded = encode_pages(model, processor, [image])
-    if encoded.pages is not None and not any(map(len, encoded.pages)):  # nothing to read
-        return [_example(model, processor, record, max_new_tokens) for record in records]
-    said = answer_together(
-        model,
-        processor,
-        page,
-        [str(record.question) for record in records],
-        encoded,
-        max_new_tokens=max_new_tokens,
-    )
+    page, questions = PageImage(image, records[0].id, 1), [str(one.question) for one in records]
+    if encoded.pages is not None and not any(map(len, encoded.pages)):
+        said = [""] * len(records)  # nothing was read, and nothing is made up
+    else:
+        try:
+            answers = answer_together(
+                model, processor, page, questions, encoded, max_new_tokens=max_new_tokens
+            )
+        except (ConfigError, DataError):  # no room for the longest answer, or the page comes last
+            return list(map(alone, records))
+        said = [answer.text for answer in answers]
     return [
-        Example(record.id, record.question, str(record.answer), answer.text)
-        for record, answer in zip(records, said, strict=True)
+        Example(record.id, record.question, str(record.answer), text)
+        for record, text in zip(records, said, strict=True)
     ]
 
 
