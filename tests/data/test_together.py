@@ -69,6 +69,32 @@ def test_a_sample_has_what_is_common_once(make_config, make_processor, records):
         encode.encode(together(parts), processor, max_length=9)
 
 
+TEXT_FIRST = (
+    "{% for m in messages %}{{ m.role }}: {% for c in m.content if c.type == 'text' %}"
+    "{% if m.role == 'assistant' %}{% generation %}{{ c.text }}.{% endgeneration %}"
+    "{% else %}{{ c.text }}{% endif %}{% endfor %}"
+    "{% for c in m.content if c.type == 'image' %}<image>{% endfor %}\n{% endfor %}"
+)
+
+
+def test_a_template_that_puts_the_page_last_is_refused(make_config, make_processor, records):
+    processor = make_processor(make_config("align"))
+    processor.chat_template = TEXT_FIRST.replace("<image>", processor.image_token)
+    alone = encode.encode(records[0], processor)
+    assert (alone["labels"] >= 0).any()
+    with pytest.raises(encode.PageBehind, match="r0: the chat template puts the page behind"):
+        encode.encode(together([records[0], records[2]]), processor)
+
+
+def test_only_the_longest_turn_counts(make_config, make_processor, records):
+    processor = make_processor(make_config("align"))
+    parts = [records[i] for i in (0, 2, 3)]
+    most = max(len(encode.encode(record, processor)["input_ids"]) for record in parts)
+    assert len(encode.encode(together(parts), processor, max_length=most)["input_ids"]) > most
+    with pytest.raises(encode.TooLong, match=f"{most} tokens, more than max_length={most - 1}"):
+        encode.encode(together(parts), processor, max_length=most - 1)
+
+
 def test_the_same_question_twice_keeps_both_answers(make_config, make_processor, images):
     processor = make_processor(make_config("align"))
     twice = [
@@ -93,3 +119,5 @@ def test_which_records_can_be_joined(images):
     assert not can_join(record({"role": "system", "content": "Be brief."}, before, answer))
     assert not can_join(record(before, answer, {"role": "user", "content": "!"}, answer))
     assert not can_join(record({"role": "user", "content": "?"}, answer, pages=0))
+    with_words = record(before, answer).model_copy(update={"words": [[]]})
+    assert not can_join(with_words)

@@ -12,6 +12,7 @@ from tests.documents.test_documents import make_pdf, text_at
 
 from alignvlm.errors import DataError
 from alignvlm.finetune.field_table import FieldTable
+from alignvlm.finetune.own_data import document_of_question
 from alignvlm.inference.extractive import ABSENT
 from alignvlm.inference.field_schema import field_questions
 
@@ -40,6 +41,7 @@ def test_a_plain_table(table, tmp_path):
     assert answers(found) == ["Novak Deli", ABSENT, "Spar AG", "3 May 2018"]
     asked = [one.question for one in field_questions(["company", "invoice_date"])]
     assert [one.question for one in found.taught] == asked * 2
+    assert [document_of_question(found[n]) for n in range(4)] == found.documents()
     record = found[0]
     assert (record.question, record.answer) == (asked[0], "Novak Deli")
     with Image.open(tmp_path / "a.png") as page:

@@ -22,6 +22,20 @@ class TooLong(DataError):
     """A sample longer than the stage's ``max_length``: it is dropped, never cut."""
 
 
+class PageBehind(DataError):
+    """Questions that cannot share a sample: the chat template puts the page behind each."""
+
+
+def longest(sample: dict[str, Tensor]) -> Tensor:
+    """Bool ``[L]``: what the longest turn of a sample sees, itself included; without ``turn_ids``
+    everything. The language model's context must hold no more."""
+    turns = sample.get("turn_ids")
+    if turns is None:
+        return torch.ones_like(sample["input_ids"], dtype=torch.bool)
+    counts = torch.bincount(turns)
+    return (turns == 0) | (turns == 1 + counts[1:].argmax())
+
+
 def chat_messages(record: Record) -> list[dict[str, Any]]:
     """The record's messages with its images inside, as ``apply_chat_template`` takes them."""
     images = iter(load_images(record))
@@ -53,8 +67,10 @@ def encode(
     """
     if record.independent_turns:
         sample = joined([encode(one, processor) for one in apart(record)])
+        if bool((sample["input_ids"][sample["turn_ids"] > 0] == processor.image_token_id).any()):
+            raise PageBehind(f"{record.id}: the chat template puts the page behind the question")
         if max_length is not None:
-            check_length(record, len(sample["input_ids"]), max_length)
+            check_length(record, int(longest(sample).sum()), max_length)
         return sample
     try:
         batch = processor.apply_chat_template(
@@ -105,7 +121,7 @@ def encode_fitting(
     if max_length is None or config.blank_threshold is None:
         return encode(record, processor, max_length=max_length)
     sample = encode(record, processor)
-    if len(sample["input_ids"]) > max_length:
+    if int(longest(sample).sum()) > max_length:
         check_length(record, kept_length(sample, record, config, processor.tokenizer), max_length)
     return sample
 
@@ -117,7 +133,7 @@ def kept_length(
     before the model has read the page: the text, and the cells in which a token of the record's
     words starts. Pages without words count nothing.
     """
-    text = int((sample["input_ids"] != config.image_token_id).sum())
+    text = int(((sample["input_ids"] != config.image_token_id) & longest(sample)).sum())
     if record.words is None or "image_grids" not in sample:
         return text
     targets = page_vocab_targets(record, sample["image_grids"], config, tokenizer)

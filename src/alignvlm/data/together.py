@@ -57,11 +57,13 @@ class Together:
 
 
 def can_join(record: Record) -> bool:
-    """Whether the record is one question about images that all stand before it."""
+    """Whether the record is one question about images that all stand before it, and no more: its
+    words would have to be those of all that it is joined with."""
     if [message["role"] for message in record.messages] != ["user", "assistant"]:
         return False
     kinds = [part["type"] for part in record.messages[0]["content"]]
-    return bool(record.images) and kinds == sorted(kinds)  # "image" before "text"
+    # "image" before "text"
+    return bool(record.images) and kinds == sorted(kinds) and record.words is None
 
 
 def together(records: Sequence[Record]) -> Record:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,7 @@ class Data:
         size = min(most, sum(len(source) for source in held_out))
         return MixedSource(held_out, None, max(size, len(held_out)), seed=seed)
 
+    @cached_property
     def has_words(self) -> bool:
         """Whether any held-out record says where its words are."""
         return any(
@@ -157,8 +159,11 @@ def document_of_page(record: Record) -> str:
 
 
 def document_of_question(record: Record) -> str:
-    """The images asked about; a question without any stands for itself."""
-    return "\n".join(str(image) for image in record.images) or record.id
+    """The images asked about, or of a table's row its file; a question without any stands for
+    itself."""
+    if any(not isinstance(image, str) for image in record.images):
+        return record.id.rpartition("#")[0] or record.id  # as FieldTable names its records
+    return "\n".join(map(str, record.images)) or record.id
 
 
 def _split(

@@ -34,10 +34,12 @@ def pages_once(model: AlignVLMForConditionalGeneration, most: int = MOST_BYTES) 
         key = _key(pixel_values, image_grids)
         found = kept.get(key)
         if found is None:
-            with torch.no_grad():
+            # a run that goes on must see what an unbroken one saw, autocast or not
+            with torch.no_grad(), torch.autocast(pixel_values.device.type, enabled=False):
                 found = own(pixel_values, image_grids).lean()
             size = sum(tokens.nbytes for tokens in found.tokens)
-            if held + size <= most:
+            # pages of a training batch do not meet again
+            if held + size <= most and (len(image_grids) == 1 or not core.training):
                 kept[key], held = found, held + size
         return found.full()
 

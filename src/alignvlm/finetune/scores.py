@@ -36,6 +36,8 @@ from .quality import reading_part
 
 READ_ALOUD = 3
 """Held-out pages whose text the model writes down, for the report."""
+CACHE_BYTES = 2**30
+"""Of keys and values of questions that are answered at once."""
 READ_TOKENS = 128
 """Tokens it may write for each."""
 
@@ -276,8 +278,9 @@ def _examples(
     else:
         try:
             answers = answer_together(
-                model, processor, page, questions, encoded, max_new_tokens=max_new_tokens
-            )
+                model, processor, page, questions, encoded,
+                max_new_tokens=max_new_tokens, most_bytes=CACHE_BYTES,
+            )  # fmt: skip
         except (ConfigError, DataError):  # no room for the longest answer, or the page comes last
             return list(map(alone, records))
         said = [answer.text for answer in answers]

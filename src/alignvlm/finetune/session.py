@@ -24,7 +24,9 @@ from transformers import PrinterCallback, set_seed
 
 from ..compose.assemble import load_pretrained
 from ..connectors import AlignConnector
+from ..data import encode
 from ..data.collate import Collator
+from ..data.together import together
 from ..errors import AlignVLMError, ConfigError
 from ..files import file_sha256, replacing
 from ..inference.extract import asked_path
@@ -46,6 +48,8 @@ from .trainer import FinetuneTrainer, Patience, Progress, arguments, stage_of
 VALIDATION_RECORDS = 200
 """Held-out records on which the loss is measured, at most."""
 NOTE = "finetune.yaml"
+FORMAT = 2
+"""Of an unfinished run: what a sample is, and in which order scores are kept."""
 Report = Callable[[str], None]
 
 
@@ -126,7 +130,7 @@ def _run(
             )
     model, processor = load_pretrained(source, torch.float32)
     model.to(_device())
-    if not can_branch(model.model.language_model):
+    if not (can_branch(model.model.language_model) and _page_first(data, processor)):
         data.take_apart()
     with _see_once(settings, data, model):
         before = _scored(work / "before.json", settings, data, model, processor)
@@ -154,6 +158,20 @@ def _run(
     return outcome
 
 
+def _page_first(data: Data, processor: AlignVLMProcessor) -> bool:
+    """Whether the chat template leaves the page before the question, tried on one."""
+    for split in data.splits:
+        asked = split.held_together()
+        groups = (asked.records(index) for index in range(len(asked)))
+        several = next((records for records in groups if len(records) > 1), None)
+        if several is not None:
+            try:
+                encode.encode(together(several), processor)
+            except encode.PageBehind:
+                return False
+    return True
+
+
 def _check_split(data: Data, work: Path) -> None:
     """A run that goes on must hold out what it held out before.
 
@@ -162,12 +180,13 @@ def _check_split(data: Data, work: Path) -> None:
     """
     note = work / "split.json"
     held = [[s.held_out[i].id for i in range(len(s.held_out))] for s in data.splits]
-    found = {"train": [len(s.train) for s in data.splits], "held_out": held}
+    found = {"format": FORMAT, "train": [len(s.train) for s in data.splits], "held_out": held}
     if not note.is_file():
         note.write_text(json.dumps(found), encoding="utf-8")
     elif json.loads(note.read_text(encoding="utf-8")) != found:
         raise ConfigError(
-            f"the documents changed since {work} was started; start over with --overwrite"
+            f"the documents changed since {work} was started, or another version of alignvlm "
+            "started it; start over with --overwrite"
         )
 
 
@@ -223,7 +242,7 @@ def _train(
 ) -> None:
     """Train an adapter, and write it with the losses to ``work``; where no checkpoint is better
     than the start, it is one that changes nothing."""
-    grounded = isinstance(model.model.connector, AlignConnector) and data.has_words()
+    grounded = isinstance(model.model.connector, AlignConnector) and data.has_words
     if not grounded and not settings.transcribe:
         raise ConfigError("--no-transcribe trains P_vocab alone, and this model has no ALIGN one")
     batch = settings.batch(data.train_size)
@@ -304,7 +323,7 @@ def _connector_trains(
     """What an encoder that reads says is put into words in closed form: answers to questions have
     nothing to teach there, only words with their places have."""
     reads = getattr(model.model.vision_model, "reads_pages", False)
-    return not reads or data.has_words() or not settings.rank
+    return not reads or data.has_words or not settings.rank
 
 
 def _see_once(

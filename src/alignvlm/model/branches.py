@@ -16,6 +16,8 @@ from ..errors import AlignVLMError
 
 KINDS = ("eager", "sdpa")
 """Attention implementations that take a mask of their own for each token."""
+LOCAL = ("sliding_window", "attention_chunk_size", "window_size", "keep_window_size")
+"""Config keys of attention that does not see everything before a token."""
 PROBE = (5, 3, 4)
 """Lengths of what all see and of two turns, in :func:`can_branch`."""
 
@@ -70,13 +72,15 @@ def can_branch(language_model: nn.Module) -> bool:
     gives alone. A recurrent state would run on between them; a sliding window is not in the mask.
     """
     config: Any = language_model.config
-    if config._attn_implementation not in KINDS or getattr(config, "sliding_window", None):
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    local = any(getattr(config, key, None) for key in LOCAL) or kinds != {"full_attention"}
+    if local or config._attn_implementation not in KINDS:
         return False
     training = language_model.training
     language_model.eval()
     try:
         return _agrees(language_model)
-    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
+    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError):
         return False
     finally:
         language_model.train(training)
