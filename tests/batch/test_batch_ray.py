@@ -65,6 +65,7 @@ def test_a_batch_on_this_machine(docs, tiny_model_dir, tmp_path):
     assert time.monotonic() - start < 2
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_load_is_one_line(docs, tiny_model_dir, tmp_path, capfd):
     """Ray's own words and the tracebacks of workers are printed nowhere."""
     model = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
@@ -76,6 +77,7 @@ def test_a_worker_that_cannot_load_is_one_line(docs, tiny_model_dir, tmp_path, c
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("client", [False, True])
 def test_fields_of_documents(client, docs, tiny_model_dir, tmp_path, monkeypatch):
     """Real workers; in a client (``ray://``), where Ray Data does not run, by actors."""

@@ -135,6 +135,7 @@ def test_a_fit_in_words():
 # --- the script ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_smoke_run_measures_everything(tiny_model_dir, tmp_path, capsys):
     common = ["--smoke", "--model", str(tiny_model_dir), "--out", str(tmp_path), "--threads", "1"]
     assert growth.main([*common, "--repeats", "1"]) == 0

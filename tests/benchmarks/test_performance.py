@@ -51,6 +51,7 @@ def check_schema(rows, fields):
 # --- the op --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_vocab_mixture_smoke(tmp_path):
     rows = run(vocab_mixture, SMOKE, tmp_path)
     check_schema(rows, vocab_mixture.FIELDS)
@@ -198,6 +199,7 @@ def test_plain_products_on_a_part_of_the_vocabulary(monkeypatch):
     assert set(run()) == {"forward", "backward"}
 
 
+@pytest.mark.slow
 def test_real_activations(tmp_path, tiny_model_dir, monkeypatch):
     rows = run(vocab_mixture, [*SMOKE, "--model", str(tiny_model_dir)], tmp_path)
     assert {(row["activations"], row["n"], row["d"]) for row in rows} == {("model", "24", "32")}
@@ -217,6 +219,7 @@ def test_bad_shapes_are_refused(shape, capsys):
 # --- connectors and models -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_connectors_smoke(tmp_path):
     rows = run(connectors, ["--smoke"], tmp_path)
     check_schema(rows, connectors.FIELDS)
@@ -258,6 +261,7 @@ def test_variants_share_encoder_and_language_model():
     assert len(load.batch()["pixel_values"]) == 2
 
 
+@pytest.mark.slow
 def test_end_to_end_with_a_trained_model(tmp_path, tiny_model_dir):
     rows = run(end_to_end, ["--smoke", "--model", str(tiny_model_dir)], tmp_path)
     assert {row["weights"] for row in rows} == {f"{tiny_model_dir}, receipt.png"}

@@ -74,7 +74,11 @@ def test_the_text_says_what_changed(tiny_model_dir: Path, folder: Path, tmp_path
         ((), ConfigError, "give --pdfs FOLDER, --data qa.jsonl, or both"),
         (("--pdfs", "gone"), DataError, "gone: no such folder"),
         (("--data", "gone.jsonl"), DataError, r"gone\.jsonl: no such file"),
-        (("--pdfs", "x", "--micro-batch", "3"), ConfigError, "must be a multiple"),
+        (
+            ("--pdfs", "x", "--batch-size", "8", "--micro-batch", "3"),
+            ConfigError,
+            "must be a multiple",
+        ),
         (("--data", "x", "--no-transcribe"), ConfigError, "--no-transcribe is for --pdfs alone"),
     ],
 )
