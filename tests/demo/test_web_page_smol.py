@@ -276,8 +276,8 @@ def test_stop_ends_an_answer(visit: Any) -> None:
 def test_who_waits_is_told_how_many_are_before_them(visit: Any, tmp_path: Path) -> None:
     with Image.open(PAGES / "report.png") as opened:
         part = opened.convert("RGB").crop((0, 0, opened.width, opened.height // 2))
-    long = Image.new("RGB", (part.width, 4 * part.height))
-    for number in range(4):
+    long = Image.new("RGB", (part.width, 8 * part.height))
+    for number in range(8):
         long.paste(part, (0, number * part.height))
     long.save(tmp_path / "long.png")
     first, second = visit(), visit()
