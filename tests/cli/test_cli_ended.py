@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -142,11 +142,19 @@ def small_smol(end: int) -> None:
     shipped._write = write
 
 
+say: Callable[[str], None] = print
+
+
+@pytest.fixture(autouse=True)
+def _said_at_the_end(figures: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "say", figures)
+
+
 def check_ended(verb: str, done: subprocess.CompletedProcess, end: int, where: Path) -> None:
     """One line, but for SIGKILL, which leaves no time for it, nor for what is half-written."""
     left = [*where.rglob("*.partial"), *where.rglob(".*~*")]
     name = signal.Signals(end).name
-    print(f"{verb}: {name}, return code {done.returncode}, half-written left: {len(left)}")
+    say(f"{verb}: {name}, return code {done.returncode}, half-written left: {len(left)}")
     assert len(left) <= (end == signal.SIGKILL), left
     if end == signal.SIGKILL:
         assert done.returncode == -signal.SIGKILL, done

@@ -69,10 +69,10 @@ class Outcomes:
         if told["seconds"] > SECONDS:
             self.faults.append(f"{name}: {told['seconds']:.1f} s")
 
-    def check(self, what: str, *, refusals: int, fine: int) -> None:
-        """Print the figures; there were no faults, and changes that mattered, but not all fatal."""
+    def check(self, say: Callable[[str], None], what: str, *, refusals: int, fine: int) -> None:
+        """Say the figures; there were no faults, and changes that mattered, but not all fatal."""
         seconds, name = self.longest
-        print(
+        say(
             f"{what}: {sum(self.counts.values())} cases, {self.refusals} refusals "
             f"{dict(self.counts)}, slowest call {seconds:.1f} s ({name}), "
             f"peak memory {self.peak:.2f} GiB"

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image, ImageDraw
 from tests.house.fuzzing import Prepared, fuzz
 
+Say = Callable[[str], None]
 MAX_PIXELS = 40_000_000
 
 
@@ -140,14 +141,14 @@ def read() -> Prepared:
 
 
 @pytest.mark.slow
-def test_a_thousand_damaged_pictures_and_pdfs(tiny_model_dir: Path) -> None:
+def test_a_thousand_damaged_pictures_and_pdfs(tiny_model_dir: Path, figures: Say) -> None:
     outcomes = fuzz(asked_about, 1000, tiny_model_dir)
-    outcomes.check("damaged pictures and PDFs", refusals=500, fine=100)
+    outcomes.check(figures, "damaged pictures and PDFs", refusals=500, fine=100)
 
 
 @pytest.mark.slow
-def test_damaged_pictures_and_pdfs_are_read() -> None:
-    fuzz(read, 96).check("damaged pictures and PDFs, read", refusals=40, fine=10)
+def test_damaged_pictures_and_pdfs_are_read(figures: Say) -> None:
+    fuzz(read, 96).check(figures, "damaged pictures and PDFs, read", refusals=40, fine=10)
 
 
 def changed_json(value: Any, chance: random.Random) -> Any:
@@ -221,9 +222,11 @@ def loaded(original: str, place: str) -> Prepared:
 
 
 @pytest.mark.slow
-def test_two_hundred_damaged_model_folders(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_two_hundred_damaged_model_folders(
+    tiny_model_dir: Path, tmp_path: Path, figures: Say
+) -> None:
     outcomes = fuzz(loaded, 200, tiny_model_dir, tmp_path / "model")
-    outcomes.check("damaged model folders", refusals=80, fine=20)
+    outcomes.check(figures, "damaged model folders", refusals=80, fine=20)
 
 
 def bad() -> Prepared:
