@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from ..model.branches import common_length
 from ..model.losses import IGNORE
 from .records import Record
 from .source import Source, check_index
@@ -93,7 +94,7 @@ def joined(samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     Returns:
         The first one's keys, and ``turn_ids`` int64 ``[L]``: 0 where all start, then 1, 2, ...
     """
-    shared = _shared([sample["input_ids"] for sample in samples])
+    shared = common_length([sample["input_ids"] for sample in samples])
     # each part starts with a token that nobody has to predict from the part before it
     supervised = [int((sample["labels"] != IGNORE).nonzero()[0]) for sample in samples]
     shared = min(shared, min(supervised) - 1)
@@ -105,10 +106,3 @@ def joined(samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     counts = torch.tensor([shared, *lengths])
     result["turn_ids"] = torch.arange(len(counts)).repeat_interleave(counts)
     return result
-
-
-def _shared(sequences: Sequence[Tensor]) -> int:
-    """Length of the longest common beginning."""
-    length = min(map(len, sequences))
-    same = torch.stack([ids[:length] == sequences[0][:length] for ids in sequences]).all(0)
-    return length if bool(same.all()) else int((~same).nonzero()[0])

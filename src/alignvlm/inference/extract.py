@@ -16,6 +16,7 @@ from transformers import LogitsProcessorList
 
 from ..documents.page_images import PageImage
 from ..errors import ConfigError, DataError
+from ..model.branches import common_length
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..model.outputs import CACHE, Encoded
 from ..processing.processor import AlignVLMProcessor
@@ -218,9 +219,7 @@ def _continued(
 
 def _shared(rows: Sequence[Tensor], image: int) -> int:
     """How many ids all rows begin with; at least one is left to each."""
-    size = min(map(len, rows)) - 1
-    same = torch.stack([row[:size] == rows[0][:size] for row in rows]).all(0)
-    shared = size if bool(same.all()) else int((~same).float().argmax())
+    shared = min(common_length(rows), min(map(len, rows)) - 1)
     if any(bool((row[shared:] == image).any()) for row in rows):
         raise ConfigError("the chat template puts the page behind the question: ask one by one")
     return shared

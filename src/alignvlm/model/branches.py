@@ -6,6 +6,7 @@ for the pages and that question alone: the same tokens are visible at the same p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,13 @@ LOCAL = ("sliding_window", "attention_chunk_size", "window_size", "keep_window_s
 """Config keys of attention that does not see everything before a token."""
 PROBE = (5, 3, 4)
 """Lengths of what all see and of two turns, in :func:`can_branch`."""
+
+
+def common_length(sequences: Sequence[Tensor]) -> int:
+    """How many ids all sequences begin with."""
+    length = min(map(len, sequences))
+    same = torch.stack([ids[:length] == sequences[0][:length] for ids in sequences]).all(0)
+    return length if bool(same.all()) else int((~same).nonzero()[0])
 
 
 def visible(

@@ -321,17 +321,6 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         assert tokens is not None  # there is a table
         return embeds + 0 * tokens.sum()
 
-    def _branches(
-        self, merged: Merged, turn_ids: Tensor, mask: Tensor | None, packing: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Attention mask and position ids of questions that do not see one another."""
-        if packing:
-            raise AlignVLMError("give one of packing and turn_ids")
-        seen = branches.visible(turn_ids, mask)
-        kind = self.language_model.config._attn_implementation
-        bias = branches.attention(seen, merged.inputs_embeds.dtype, kind)
-        return bias, branches.positions(seen)
-
     @can_return_tuple
     def forward(
         self,
@@ -395,8 +384,13 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
             merged = merged._replace(inputs_embeds=compact.gather(merged.inputs_embeds))
             attention_mask, position_ids = compact.mask, compact.positions()
         if turn_ids is not None:
+            if packing:
+                raise AlignVLMError("give one of packing and turn_ids")
             turn_ids = turn_ids if compact is None else compact.gather(turn_ids)
-            attention_mask, position_ids = self._branches(merged, turn_ids, attention_mask, packing)
+            seen = branches.visible(turn_ids, attention_mask)
+            kind = self.language_model.config._attn_implementation
+            attention_mask = branches.attention(seen, merged.inputs_embeds.dtype, kind)
+            position_ids = branches.positions(seen)
         run = partial(run_packed, self.language_model) if packing else self.language_model
         output = run(
             inputs_embeds=merged.inputs_embeds,
