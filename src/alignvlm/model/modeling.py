@@ -29,7 +29,7 @@ from .dropping import Compact, kept_positions
 from .losses import VocabLoss, loss_of, vocab_loss
 from .outputs import CACHE, AlignVLMModelOutput, Encoded, Merged, group_images
 from .packing import run_packed
-from .vision import check_tiles, encode_tiles, rows_read
+from .vision import check_tiles, encode_tiles, for_reader, rows_read
 
 
 class AlignVLMModel(AlignVLMPreTrainedModel):
@@ -88,25 +88,11 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
     def _see(self, pixel_values: Tensor, image_grids: Tensor | None, **asked: Any) -> Any:
         if image_grids is not None:
             check_tiles(image_grids, len(pixel_values))
-        # an encoder that reads takes a page's tiles together and says tokens, not features alone
         if getattr(self.vision_model, "reads_pages", False):
-            asked |= self._for_reader(image_grids)
+            self.vision_model.keep(getattr(self.connector, "token_ids", None))  # type: ignore[operator]
+            table, blank_id = self.text_embedding(), self.config.blank_token_id
+            asked |= for_reader(image_grids, self.connector, table, blank_id)
         return encode_tiles(self.vision_model, self.config, pixel_values, **asked)
-
-    def _for_reader(self, image_grids: Tensor | None) -> dict[str, Any]:
-        """What an encoder that reads needs to know of connector and language model."""
-        table = self.text_embedding()
-        self.vision_model.keep(getattr(self.connector, "token_ids", None))  # type: ignore[operator]
-        blank = torch.tensor([[self.config.blank_token_id]], device=table.device)
-
-        def feature_of(ids: Tensor, q: Tensor) -> Tensor:
-            return self.connector.features_of(ids, q, table)
-
-        return {
-            "image_grids": image_grids,
-            "feature_of": feature_of,
-            "blank": feature_of(blank, torch.ones_like(blank, dtype=table.dtype))[0],
-        }
 
     def assemble(
         self, tokens: Shaped[Tensor, "tiles n d"], image_grids: Int[Tensor, "images 3"]

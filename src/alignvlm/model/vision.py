@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
+from ..connectors import Connector
 from ..errors import AlignVLMError, ConfigError
 from .config import AlignVLMConfig
 
@@ -68,6 +69,26 @@ def encode_tiles(
         )
     output.last_hidden_state = features
     return output
+
+
+def for_reader(
+    image_grids: Int[Tensor, "images 3"] | None,
+    connector: Connector,
+    text_embedding: Float[Tensor, "vocab d_text"],
+    blank_id: int,
+) -> dict[str, Any]:
+    """What an encoder that reads is called with: it takes a page's tiles together, and says tokens,
+    of which the connector makes features."""
+
+    def feature_of(ids: Tensor, q: Tensor) -> Tensor:
+        return connector.features_of(ids, q, text_embedding)
+
+    blank = torch.tensor([[blank_id]], device=text_embedding.device)
+    return {
+        "image_grids": image_grids,
+        "feature_of": feature_of,
+        "blank": feature_of(blank, torch.ones_like(blank, dtype=text_embedding.dtype))[0],
+    }
 
 
 def rows_read(pages: list[Any], image_grids: Int[Tensor, "images 3"]) -> list[list[Tensor]]:
