@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ from alignvlm.inference.confidence import (
     fit_calibration,
     risk_coverage,
 )
-from alignvlm.inference.extract import Extractor
+from alignvlm.inference.extract import Extractor, FieldValue
 from alignvlm.weights.resolve import resolve
 
 from .readings import RUNS
@@ -62,27 +63,34 @@ class Marked(NamedTuple):
     right: bool
 
 
-def marked(data: Path, kind: str, split: str, limit: int | None) -> list[Marked]:
-    """What is extracted from each document of a split, and whether it is right."""
+def extracted(
+    extractor: Extractor, data: Path, kind: str, split: str, chosen: slice = slice(None)
+) -> Iterator[tuple[str, dict[str, FieldValue], dict[str, tuple[str, ...]]]]:
+    """Documents of a split by name, with the value and the accepted answers of each field."""
     source = SOURCES[kind](data / kind, split)
     answers: dict[str, dict[str, tuple[str, ...]]] = {}
     numbers: dict[str, int] = {}
     for number, row in enumerate(source.rows):
         answers.setdefault(row.key, {})[row.id.rpartition("/")[2]] = row.answers
         numbers.setdefault(row.key, number)
-    model, processor = load_model("smol")
-    extractor = Extractor(model, processor, list(FIELDS[kind].values()))
-    extractor.calibration = None  # whatever the model has by now
-    verdict = METRICS[LOCAL_TASKS[kind].metrics[0]].verdict
-    found = []
-    for key, gold in list(answers.items())[:limit]:
+    for key, gold in list(answers.items())[chosen]:
         if isinstance(source, PDFBenchmark):
             path = source.path(source.rows[numbers[key]])
         else:
             path = data / kind / split / "img" / key
         read = extractor(Pages([path], max_pages=PAGES))
-        for name, called in FIELDS[kind].items():
-            value = read.values[called]
+        yield key, {name: read.values[called] for name, called in FIELDS[kind].items()}, gold
+
+
+def marked(data: Path, kind: str, split: str, limit: int | None) -> list[Marked]:
+    """What is extracted from each document of a split, and whether it is right."""
+    model, processor = load_model("smol")
+    extractor = Extractor(model, processor, list(FIELDS[kind].values()))
+    extractor.calibration = None  # whatever the model has by now
+    verdict = METRICS[LOCAL_TASKS[kind].metrics[0]].verdict
+    found = []
+    for key, values, gold in extracted(extractor, data, kind, split, slice(limit)):
+        for name, value in values.items():
             if name in gold and value.confidence > 0:
                 right = bool(verdict(value.text, gold[name])["tp"])
                 score = float(np.log(value.confidence))
