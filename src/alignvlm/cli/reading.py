@@ -14,7 +14,7 @@ import typer
 
 from ..errors import ConfigError, DataError, nearest
 from .doing import Doing
-from .options import DPI, Dpi, Json, Model, PageRange, Password, emit, note
+from .options import DPI, Dpi, Json, Model, PageRange, Password, emit, note, note_left_out
 from .progress import lines_bar
 from .resuming import go_on, json_rows, weights_of
 
@@ -161,15 +161,8 @@ def _rows(
 
 def _read(reader: PageReader, pages: Pages, count: str) -> Iterator[Any]:
     """The pages of a document; those that are left out or empty are told on stderr."""
-    from ..documents.opening import LockedPdfError
-
     pages.pdf_pixels = reader.image_processor.useful_pixels()
-    try:
-        left_out = pages.left_out  # opens the file
-    except LockedPdfError as error:
-        raise DataError(f"{error}, or give it with --password") from None
-    if left_out:
-        note(left_out)
+    note_left_out(pages)
     several = len(pages) > 1
     for page in pages:
         which = f" page {page.page}" if several else ""
