@@ -100,20 +100,14 @@ def document_row(extractor: Extractor, pages: Pages, name: str) -> Row:
 
 
 class FieldsWorker(RowWriter):
-    """Extracts from documents and writes their rows.
+    """Extracts from documents and writes their rows; its job is of an :class:`Extracting`."""
 
-    Args:
-        job: of an :class:`Extracting`.
-        extractor: default: the job's model.
-    """
-
-    def __init__(self, job: Job, extractor: Extractor | None = None) -> None:
+    def __init__(self, job: Job) -> None:
         super().__init__(job.out)
         self.extracting: Extracting = job.asking
-        self.extractor = self.extracting.load(job.model) if extractor is None else extractor
+        self.extractor = self.extracting.load(job.model)
 
     def answer(self, units: Sequence[Unit]) -> list[Row]:
-        """A row for each document, one after the other."""
         return [self._row(unit) for unit in units]
 
     def _row(self, unit: Unit) -> Row:

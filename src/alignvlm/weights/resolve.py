@@ -89,11 +89,6 @@ def home() -> Path:
     return Path(os.environ.get("ALIGNVLM_HOME") or "~/.cache/alignvlm").expanduser()
 
 
-def shipped_folder(name: str) -> Path:
-    """Where a shipped checkpoint is put together."""
-    return home() / "shipped" / name
-
-
 def resolve(
     reference: str | os.PathLike[str], *, offline: bool = False, progress: bool = True
 ) -> Path:
