@@ -177,14 +177,12 @@ class _Stream:
     """Documents one after the other in a file, which is there when all are, or on standard output.
 
     Args:
-        out: the file; None: standard output.
-        collects: keep documents instead, as data.
+        collects: keep documents instead, as data, where no file is named.
     """
 
     def __init__(self, out: Path | None, form: PageFormat, collects: bool) -> None:
-        self.out, self.form = out, form
+        self.out, self.form, self.written = out, form, 0
         self.collects = collects and out is None
-        self.written = 0
 
     @contextmanager
     def opened(self) -> Iterator[Callable[[Row], Row]]:
@@ -219,7 +217,6 @@ class _Folder:
     """A file a document, and an index of them.
 
     Args:
-        out: the folder.
         given: files and folders as they were named: what lies in a folder keeps its place.
 
     Raises:

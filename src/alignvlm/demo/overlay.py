@@ -46,11 +46,7 @@ class Reading:
 
 
 class PageView:
-    """One page of a document, and what was found out about it so far.
-
-    Args:
-        image: the page.
-    """
+    """One page of a document, and what was found out about it so far."""
 
     def __init__(self, image: Image.Image) -> None:
         self.image = image

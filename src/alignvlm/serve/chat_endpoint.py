@@ -26,24 +26,13 @@ log = logging.getLogger("alignvlm.serve")
 
 
 class ChatEndpoint:
-    """The endpoint, as an ASGI application.
-
-    Args:
-        generator: the model.
-        name: of the model, as clients ask for it.
-        limits: see :class:`Limits`.
-        line: who waits.
-        metrics: what is counted.
-    """
+    """The endpoint, as an ASGI application; ``name``: of the model, as clients ask for it."""
 
     def __init__(
         self, generator: Generator, name: str, limits: Limits, line: WaitingLine, metrics: Metrics
     ) -> None:
-        self.generator = generator
-        self.name = name
-        self.limits = limits
-        self.line = line
-        self.metrics = metrics
+        self.generator, self.name, self.limits = generator, name, limits
+        self.line, self.metrics = line, metrics
         self.bodies = Bodies((limits.queue + 1) * limits.max_body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

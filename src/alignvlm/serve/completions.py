@@ -62,15 +62,12 @@ class NewTokens(StoppingCriteria):
     transformers' own stop strings would index the whole vocabulary for every new string.
 
     Args:
-        tokenizer: the language model's.
         prompt_tokens: how many ids come before the answer.
-        stops: strings that end the answer.
+        stops: strings that end it.
     """
 
     def __init__(self, tokenizer: Any, prompt_tokens: int, stops: list[str]) -> None:
-        self.tokenizer = tokenizer
-        self.prompt_tokens = prompt_tokens
-        self.stops = stops
+        self.tokenizer, self.prompt_tokens, self.stops = tokenizer, prompt_tokens, stops
         self.ids: list[int] = []
         # a character is at most four tokens of a byte-level vocabulary
         self.reach = 4 * max(map(len, stops), default=0)
@@ -162,10 +159,8 @@ class Generator(ChatCompletionHandler):
         state = GenerationState()
         # no model manager: there is one model, and it is loaded
         super().__init__(model_manager=None, generation_state=state)  # type: ignore[arg-type]
-        self.model = model
-        self.processor = processor
-        self.limits = limits
-        self.calibration = calibration
+        self.model, self.processor = model, processor
+        self.limits, self.calibration = limits, calibration
         self.manager: Any = state.get_manager("alignvlm")
         self.ends = set(end_ids(model))
 
@@ -222,18 +217,15 @@ class Generator(ChatCompletionHandler):
     def generation_config(self, request: ChatRequest, room: int) -> GenerationConfig:
         """The model's own settings with the request's on top; greedy unless it asks to sample."""
         wanted = request.max_completion_tokens or request.max_tokens or self.limits.max_new_tokens
-        sample = request.sampled
         body = {
             "max_completion_tokens": min(wanted, room),
-            "temperature": request.temperature or None,
-            "top_p": request.top_p,
+            "temperature": (request.temperature or None) if request.sampled else None,
+            "top_p": request.top_p if request.sampled else None,
             "seed": request.seed,
             "frequency_penalty": request.frequency_penalty or None,
         }
-        if not sample:
-            body |= {"temperature": None, "top_p": None}
         config = self._build_generation_config(body, self.model.generation_config)
-        config.do_sample = sample
+        config.do_sample = request.sampled
         return config
 
     def start(self, prompt: ChatPrompt, request: ChatRequest) -> Writing:

@@ -57,9 +57,7 @@ class Measured:
     """ASGI middleware: counts and times every request; ``paths`` are named, others are "other"."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, paths: set[str]) -> None:
-        self.app = app
-        self.metrics = metrics
-        self.paths = paths
+        self.app, self.metrics, self.paths = app, metrics, paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
