@@ -198,16 +198,14 @@ def _maker(
     assert model is not None
     if kind is Kind.model:
         return _model_maker(model, data, seed, noise, prune, guard)
-    if kind is Kind.text_only:
-        with Doing(f"loading {model}"):
-            language = LanguageModel.load(model)
-        return lambda task: nullcontext(TextOnlyAnswerer(language, repetition_guard=guard))
-    from ..eval.ocr import OcrAnswerer, RapidOcrReader
+    who: Callable[..., Answerer] = TextOnlyAnswerer
+    if kind is Kind.ocr:
+        from ..eval.ocr import OcrAnswerer, RapidOcrReader
 
-    reader = RapidOcrReader()  # before a model is loaded: it may not be installed
+        # before a model is loaded: it may not be installed
+        who = partial(OcrAnswerer, reader=RapidOcrReader())
     with Doing(f"loading {model}"):
-        language = LanguageModel.load(model)
-    rival = OcrAnswerer(language, reader, repetition_guard=guard)
+        rival = who(LanguageModel.load(model), repetition_guard=guard)
     return lambda task: nullcontext(rival)
 
 
