@@ -60,7 +60,7 @@ def worker_for(docs: Path, out: Path, answerer: Any) -> tuple[Worker, list[str]]
     out.mkdir(exist_ok=True)
     (out / "job.json").touch()
     units = [u for u in list_units(docs, SHORT, without=out) if u.error is None]
-    return Worker(Job("unused", str(out), SHORT), answerer), [u.to_json() for u in units]
+    return Worker(Job("unused", str(out), SHORT, Worker), answerer), [u.to_json() for u in units]
 
 
 def test_a_page_that_the_model_cannot_take_costs_one_row(docs, tmp_path):
@@ -87,7 +87,7 @@ def test_a_prompt_that_is_too_long_costs_one_row(docs, tmp_path, tiny_model_dir)
     out = tmp_path / "out"
     out.mkdir()
     (out / "job.json").touch()
-    worker = Worker(Job(str(tmp_path / "model"), str(out), SHORT))
+    worker = Worker(Job(str(tmp_path / "model"), str(out), SHORT, Worker))
     units = list_units(asked, SHORT, without=out)
     found = {row["id"]: row for row in worker.answer(units)}
     assert found["all"]["error"].startswith("all: the prompt has ")
@@ -152,7 +152,7 @@ def test_a_document_that_kills_its_process_costs_one_row(docs, tmp_path):
 
 def test_a_machine_without_the_folder_says_so(tmp_path):
     with pytest.raises(DataError, match="not visible on this machine; use a shared file system"):
-        Worker(Job("unused", str(tmp_path / "gone"), SHORT), Echo())
+        Worker(Job("unused", str(tmp_path / "gone"), SHORT, Worker), Echo())
 
 
 def test_a_part_is_named_by_what_it_answers(docs):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,14 @@ from typer.testing import CliRunner
 from alignvlm.batch import documents
 from alignvlm.batch.documents import (
     Extracting,
-    FieldsJob,
     FieldsWorker,
     document_row,
     earlier_rows,
     extract_rows,
 )
-from alignvlm.batch.pool import AnyJob, Pool, answered
+from alignvlm.batch.pool import Pool, answered
 from alignvlm.batch.requests import Unit
+from alignvlm.batch.worker import Job
 from alignvlm.errors import ConfigError, DataError
 
 ASKED = Extracting(["x:number", "y", "z:date"], {"day_first": None, "decimal": None})
@@ -34,25 +34,17 @@ ASKED = Extracting(["x:number", "y", "z:date"], {"day_first": None, "decimal": N
 class ReadingWorker(FieldsWorker):
     """In a process of its own, with pages that are given as read."""
 
-    def __init__(self, job: FieldsJob) -> None:
+    def __init__(self, job: Job) -> None:
         give_readings(pytest.MonkeyPatch())
         super().__init__(job)
 
 
-@dataclass(frozen=True)
-class ReadingJob(FieldsJob):
-    @property
-    def worker(self) -> type[FieldsWorker]:
-        return ReadingWorker
-
-
-def on_ray(units: Sequence[Unit], job: AnyJob, pool: Pool) -> Iterator[int]:
-    assert isinstance(job, FieldsJob)
-    return answered(units, ReadingJob(job.model, job.out, job.extracting), pool)
+def on_ray(units: Sequence[Unit], job: Job, pool: Pool) -> Iterator[int]:
+    return answered(units, replace(job, worker=ReadingWorker), pool)
 
 
 def in_process(
-    units: Sequence[Unit], job: AnyJob, pool: Pool, *, die_after: int | None = None
+    units: Sequence[Unit], job: Job, pool: Pool, *, die_after: int | None = None
 ) -> Iterator[int]:
     worker = job.worker(job)  # type: ignore[call-arg]
     for number, unit in enumerate(units):
@@ -96,7 +88,7 @@ def test_what_dies_costs_what_was_not_written(here, files, tiny_model_dir, tmp_p
     assert list(earlier_rows(files, work, ASKED).values()) == here[:3]
     asked: list[str] = []
 
-    def counted(units: Sequence[Unit], job: AnyJob, pool: Pool) -> Iterator[int]:
+    def counted(units: Sequence[Unit], job: Job, pool: Pool) -> Iterator[int]:
         asked.extend(unit.file for unit in units)
         return in_process(units, job, pool)
 

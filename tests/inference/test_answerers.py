@@ -21,7 +21,7 @@ from alignvlm.eval.tasks import Sample
 from alignvlm.inference.answerers import LanguageModel, ModelAnswerer, Query, TextOnlyAnswerer
 from alignvlm.inference.ask import ask
 from alignvlm.inference.generate import LoopGuard, loop_start
-from alignvlm.inference.noise import feature_noise, noise_like, sample_seed
+from alignvlm.inference.noise import Noise, noise_like, noisy, sample_seed
 from alignvlm.inference.prompt import build_prompts, chat
 from alignvlm.vocabulary.usage import pruned_to, top_vocabulary
 
@@ -140,7 +140,8 @@ def test_noise_reaches_an_inner_layer(make_model, make_processor, queries):
 
 def test_noise_hook_is_gone_after_an_error(model):
     hooks = model.model.vision_model._forward_hooks
-    with pytest.raises(ZeroDivisionError), feature_noise(model.model, 1.0, [1], [1]):
+    grids = torch.tensor([[1, 1, 0]])
+    with pytest.raises(ZeroDivisionError), noisy(model.model, Noise(1.0, [1]), grids, [1]):
         assert len(hooks) == 1
         raise ZeroDivisionError
     assert len(hooks) == 0

@@ -63,11 +63,11 @@ CASES: dict[str, Callable[[], list[bytes]]] = {
 def ask(generator: Generator, files: list[bytes]) -> int:
     """A question, and two tokens of its answer; the tokens of its prompt."""
     request = parse_request(body(len(files)), generator.limits, "smol")
-    prompt = generator._prepare(request, attached(files), threading.Event())
+    prompt = generator.prepare(request, attached(files), threading.Event())
     if not prompt.unread:
         prompt.config.max_new_tokens = 2
         generator.model.generate(**prompt.inputs, generation_config=prompt.config)
-    return prompt.tokens
+    return prompt.spent.prompt_tokens
 
 
 def extract(generator: Generator, files: list[bytes]) -> int:
@@ -79,7 +79,7 @@ def extract(generator: Generator, files: list[bytes]) -> int:
     request = parse_request(body(len(files), **keys), generator.limits, "smol")
     wanted = wanted_fields(request)
     assert wanted is not None
-    found = generator._extract(request, wanted, attached(files), threading.Event())
+    found = generator.extract(request, wanted, attached(files), threading.Event())
     return found.spent.prompt_tokens
 
 

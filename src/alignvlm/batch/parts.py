@@ -10,14 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from ..errors import ConfigError, DataError
+from ..files import replacing
+from ..inference.answerers import Weights
 from .requests import Unit
 
 FORMAT = 1
@@ -32,16 +35,10 @@ Rows = dict[tuple[str, str], Row]
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that it is there whole or not at all, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    with replacing(path) as partial, open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def as_lines(rows: Iterable[Row]) -> str:
@@ -55,12 +52,29 @@ def part_name(units: Sequence[Unit]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24] + ".jsonl"
 
 
-def make_folder(out: Path) -> None:
-    """Make the batch's folder, unless it is there.
+@contextmanager
+def claimed(out: Path, model: str | os.PathLike[str], run: str) -> Iterator[None]:
+    """Within, a batch's folder, which is made unless it is there, is this run's alone.
+
+    Args:
+        model: whose answers it holds.
+        run: what another one is called.
 
     Raises:
-        DataError: ``out`` is something else, or cannot be made.
+        DataError: another run is writing there, another model has, or ``out`` is something else.
+        WeightsError: no such model.
     """
+    weights = Weights.of(model)
+    _make_folder(out)
+    try:
+        with FileLock(out / LOCK, timeout=0):
+            _claim(out, weights)
+            yield
+    except Timeout:
+        raise DataError(f"{out}: another {run} is writing there") from None
+
+
+def _make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -70,22 +84,16 @@ def make_folder(out: Path) -> None:
         raise DataError(f"{out} exists and is not a batch's folder; choose another --out")
 
 
-def claim(out: Path, weights: dict[str, Any]) -> None:
-    """Note which model answers, or check that it is the same one.
-
-    Args:
-        weights: ``reference`` and the ``sha256`` of each file.
-
-    Raises:
-        DataError: another model, or another version of this program, answered there.
-    """
+def _claim(out: Path, weights: Weights) -> None:
+    """Note which model answers, or check that it is the same one."""
     job = out / "job.json"
     if not job.is_file():
-        write_whole(job, json.dumps({"format": FORMAT, "model": weights}, indent=1) + "\n")
+        noted = {"format": FORMAT, "model": weights.to_dict()}
+        write_whole(job, json.dumps(noted, indent=1) + "\n")
     try:
         found = json.loads(job.read_text(encoding="utf-8"))
         form, model = found["format"], found["model"]
-        same = model["sha256"] == weights["sha256"]
+        same = model["sha256"] == weights.sha256
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{job} is damaged; choose another --out") from None
     if form != FORMAT:

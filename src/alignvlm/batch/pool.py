@@ -13,27 +13,11 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 from ..errors import AlignVLMError, ConfigError
 from .requests import Unit
-from .worker import RowWriter
-
-
-class AnyJob(Protocol):
-    """What workers do; it is sent to them."""
-
-    unit: ClassVar[str]
-
-    @property
-    def out(self) -> str:
-        """The batch's folder, as every machine sees it."""
-        ...
-
-    @property
-    def worker(self) -> type[RowWriter]:
-        """What does it, made with the job alone."""
-        ...
+from .worker import Job
 
 
 @dataclass(frozen=True)
@@ -59,7 +43,7 @@ class Pool:
             raise ConfigError(f"--num-gpus must be 0 or more, not {self.num_gpus}")
 
 
-def answered(units: Sequence[Unit], job: AnyJob, pool: Pool) -> Iterator[int]:
+def answered(units: Sequence[Unit], job: Job, pool: Pool) -> Iterator[int]:
     """Have the units answered; yields how many rows were written, batch after batch.
 
     Workers that die are started again, and their batches with them, so a row may be written twice
@@ -91,7 +75,7 @@ def _is_client(ray: Any) -> bool:
 
 
 def _by_data(
-    ray: Any, units: Sequence[Unit], job: AnyJob, pool: Pool, actors: int, resources: dict[str, Any]
+    ray: Any, units: Sequence[Unit], job: Job, pool: Pool, actors: int, resources: dict[str, Any]
 ) -> Iterator[int]:
     # a block a batch: then a lost worker costs at most the batches it was at
     blocks = -(-len(units) // pool.batch_size)
@@ -109,7 +93,7 @@ def _by_data(
 
 
 def _through_client(
-    ray: Any, units: Sequence[Unit], job: AnyJob, pool: Pool, actors: int, resources: dict[str, Any]
+    ray: Any, units: Sequence[Unit], job: Job, pool: Pool, actors: int, resources: dict[str, Any]
 ) -> Iterator[int]:
     """Ray Data does not run in a client (``ray://``): actors get a batch whenever one is free."""
     made = ray.remote(job.worker).options(max_restarts=-1, max_task_retries=-1, **resources)

@@ -15,7 +15,7 @@ from ..errors import DataError
 from ..inference.answerers import Answerer, ModelAnswerer, Query
 from ..inference.ask import load_model
 from .parts import Row, answer_row, as_lines, error_row, part_name, said, write_whole
-from .requests import Asking, Unit, load_unit
+from .requests import Unit, load_unit
 
 DEATHS = 2
 """A document during which so many processes ended, while it was asked alone, is not tried again."""
@@ -23,23 +23,21 @@ DEATHS = 2
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to know.
+    """What workers do; it is sent to them.
 
     Attributes:
         model: folder or hub id, as every machine can resolve it.
         out: the batch's folder, as every machine sees it.
-        asking: how units are asked.
+        asking: how units are asked, as the worker wants to know it.
+        worker: what answers them, made with the job alone.
+        unit: what one of them is called.
     """
 
     model: str
     out: str
-    asking: Asking
-    unit = "page"
-
-    @property
-    def worker(self) -> type[Worker]:
-        """What does it."""
-        return Worker
+    asking: Any
+    worker: type[RowWriter]
+    unit: str = "page"
 
 
 class RowWriter(ABC):
@@ -109,7 +107,7 @@ class Worker(RowWriter):
     """Answers one question about each unit.
 
     Args:
-        job: see :class:`Job`.
+        job: of an :class:`~.requests.Asking`.
         answerer: default: the job's model.
 
     Raises:
@@ -129,7 +127,6 @@ class Worker(RowWriter):
         self.answerer = answerer
 
     def answer(self, units: Sequence[Unit]) -> list[Row]:
-        """A row for each unit; one bad document costs its own row and nothing else."""
         rows: dict[str, Row] = {}
         asked: list[tuple[Unit, Query, float]] = []
         for unit in units:

@@ -26,6 +26,7 @@ from .options import (
     Password,
     emit,
     note,
+    note_left_out,
 )
 
 if TYPE_CHECKING:
@@ -129,19 +130,13 @@ def _pages(
     keep_going: bool = False,
 ) -> Pages:
     """Pages to use; what is left out of them is named on stderr, when it is found."""
-    from ..documents.opening import LockedPdfError
     from ..documents.page_images import Pages
 
     found = Pages(
         files, dpi=dpi, pages=pages, password=password, max_pages=max_pages, passed_over=note,
         keep_going=keep_going,
     )  # fmt: skip
-    try:
-        left_out = found.left_out  # opens every file
-    except LockedPdfError as error:
-        raise DataError(f"{error}, or give it with --password") from None
-    if left_out:
-        note(left_out)
+    note_left_out(found)
     return found
 
 
@@ -242,7 +237,12 @@ class _Asker:
             "answer": answer.text,
             "log_probability": round(answer.log_probability, 4),
             "pages": [page._asdict() for page in pages],
-            **_timings(answer),
+            "visual_tokens": answer.visual_tokens,
+            "kept_visual_tokens": answer.kept_visual_tokens,
+            "prompt_tokens": answer.prompt_tokens,
+            "new_tokens": answer.new_tokens,
+            "prefill_ms": round(answer.prefill_ms, 1),
+            "total_ms": round(answer.total_ms, 1),
         }
         if self.cites:
             sources = cited_pages(citations)
@@ -302,17 +302,6 @@ def _box_line(citation: Citation) -> str:
         f"  {citation.word}: page {citation.page}, {numbers(citation.box)} px{points}; "
         f"score {citation.score:.2f}"
     )
-
-
-def _timings(answer: Answer) -> dict[str, Any]:
-    return {
-        "visual_tokens": answer.visual_tokens,
-        "kept_visual_tokens": answer.kept_visual_tokens,
-        "prompt_tokens": answer.prompt_tokens,
-        "new_tokens": answer.new_tokens,
-        "prefill_ms": round(answer.prefill_ms, 1),
-        "total_ms": round(answer.total_ms, 1),
-    }
 
 
 def embed(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -169,7 +170,7 @@ def _prune_option(given: str | None) -> int | list[int] | None:
     return ids
 
 
-Make = Callable[["Task"], Any]
+Make = Callable[["Task"], AbstractContextManager["Answerer"]]
 
 
 def _maker(
@@ -193,29 +194,19 @@ def _maker(
                 return MajorityAnswerer(known)
             return RandomAnswerer(known, seed=seed)
 
-        return _context(floor)
+        return lambda task: nullcontext(floor(task))
     assert model is not None
     if kind is Kind.model:
         return _model_maker(model, data, seed, noise, prune, guard)
-    if kind is Kind.text_only:
-        with Doing(f"loading {model}"):
-            language = LanguageModel.load(model)
-        return _context(lambda task: TextOnlyAnswerer(language, repetition_guard=guard))
-    from ..eval.ocr import OcrAnswerer, RapidOcrReader
+    who: Callable[..., Answerer] = TextOnlyAnswerer
+    if kind is Kind.ocr:
+        from ..eval.ocr import OcrAnswerer, RapidOcrReader
 
-    reader = RapidOcrReader()  # before a model is loaded: it may not be installed
+        # before a model is loaded: it may not be installed
+        who = partial(OcrAnswerer, reader=RapidOcrReader())
     with Doing(f"loading {model}"):
-        language = LanguageModel.load(model)
-    rival = OcrAnswerer(language, reader, repetition_guard=guard)
-    return _context(lambda task: rival)
-
-
-def _context(make: Callable[[Task], Answerer]) -> Make:
-    @contextmanager
-    def context(task: Task) -> Iterator[Answerer]:
-        yield make(task)
-
-    return context
+        rival = who(LanguageModel.load(model), repetition_guard=guard)
+    return lambda task: nullcontext(rival)
 
 
 def _model_maker(
@@ -229,29 +220,19 @@ def _model_maker(
     model, processor = load(reference)
     from ..inference.answerers import ModelAnswerer, Weights
 
-    weights = Weights.of(reference)
-
-    def answerer(pruned: dict[str, Any] | None) -> Answerer:
-        return ModelAnswerer(
-            model,
-            processor,
-            weights=weights,
-            noise=noise,
-            seed=seed,
-            repetition_guard=guard,
-            pruned=pruned,
-        )
+    keys = {"weights": Weights.of(reference), "noise": noise, "seed": seed}
+    answerer = partial(ModelAnswerer, model, processor, repetition_guard=guard, **keys)
 
     @contextmanager
     def context(task: Task) -> Iterator[Answerer]:
         if prune is None:
-            yield answerer(None)
+            yield answerer()
             return
         from ..vocabulary.usage import pruned_to
 
         ids, record = _kept_ids(model, processor, task, data, prune)
         with pruned_to(model, ids):
-            yield answerer(record)
+            yield answerer(pruned=record)
 
     return context
 

@@ -187,11 +187,7 @@ def _shown(files: list[str], shown: bool) -> Iterator[str]:
 
 
 class _Table:
-    """Where rows go: a file that grows, or standard output.
-
-    Raises:
-        ConfigError: a field is called as another column.
-    """
+    """Where rows go: a file that grows, or standard output."""
 
     def __init__(self, out: Path | None, form: str, extracting: Extracting) -> None:
         from ..inference.field_schema import field_questions

@@ -12,7 +12,7 @@ import typer
 
 from .. import __version__
 from ..errors import DataError, WeightsError
-from ..files import replacing
+from ..files import replacing, write_text
 from .doing import load, reading
 from .options import DPI, Dpi, Json, Model, PageRange, emit
 
@@ -61,12 +61,9 @@ def _inspected(
     with reading(model):
         read = read_page(model, processor, page.image, k)
     picture, table = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.json")
-    for path, write in (
-        (picture, lambda p: heat_map(page.image, read).save(p, format="PNG")),
-        (table, lambda p: p.write_text(json.dumps(read.to_dict()), encoding="utf-8")),
-    ):
-        with replacing(path) as partial:
-            write(partial)
+    with replacing(picture) as partial:
+        heat_map(page.image, read).save(partial, format="PNG")
+    write_text(table, json.dumps(read.to_dict()))
     text = read.text(processor.tokenizer)
     data = {
         "page": page.page,

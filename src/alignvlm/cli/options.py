@@ -9,11 +9,15 @@ from __future__ import annotations
 import json
 import math
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import DataError
 from .doing import CLEAR
+
+if TYPE_CHECKING:
+    from ..documents.page_images import Pages
 
 DPI = 144
 MAX_PAGES = 8
@@ -94,6 +98,22 @@ def note(text: str) -> None:
     """Say on stderr what a person should know of a result that was made all the same."""
     clear = CLEAR if sys.stderr.isatty() else ""
     print(f"{clear}note: {one_line(text)}", file=sys.stderr, flush=True)
+
+
+def note_left_out(pages: Pages) -> None:
+    """Say which pages will not be used; every file is opened for that.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    from ..documents.opening import LockedPdfError
+
+    try:
+        left_out = pages.left_out
+    except LockedPdfError as error:
+        raise DataError(f"{error}, or give it with --password") from None
+    if left_out:
+        note(left_out)
 
 
 def shows_progress() -> bool:

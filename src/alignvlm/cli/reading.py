@@ -14,7 +14,7 @@ import typer
 
 from ..errors import ConfigError, DataError, nearest
 from .doing import Doing
-from .options import DPI, Dpi, Json, Model, PageRange, Password, emit, note
+from .options import DPI, Dpi, Json, Model, PageRange, Password, emit, note, note_left_out
 from .progress import lines_bar
 from .resuming import go_on, json_rows, weights_of
 
@@ -161,15 +161,8 @@ def _rows(
 
 def _read(reader: PageReader, pages: Pages, count: str) -> Iterator[Any]:
     """The pages of a document; those that are left out or empty are told on stderr."""
-    from ..documents.opening import LockedPdfError
-
     pages.pdf_pixels = reader.image_processor.useful_pixels()
-    try:
-        left_out = pages.left_out  # opens the file
-    except LockedPdfError as error:
-        raise DataError(f"{error}, or give it with --password") from None
-    if left_out:
-        note(left_out)
+    note_left_out(pages)
     several = len(pages) > 1
     for page in pages:
         which = f" page {page.page}" if several else ""
@@ -184,14 +177,12 @@ class _Stream:
     """Documents one after the other in a file, which is there when all are, or on standard output.
 
     Args:
-        out: the file; None: standard output.
-        collects: keep documents instead, as data.
+        collects: keep documents instead, as data, where no file is named.
     """
 
     def __init__(self, out: Path | None, form: PageFormat, collects: bool) -> None:
-        self.out, self.form = out, form
+        self.out, self.form, self.written = out, form, 0
         self.collects = collects and out is None
-        self.written = 0
 
     @contextmanager
     def opened(self) -> Iterator[Callable[[Row], Row]]:
@@ -226,7 +217,6 @@ class _Folder:
     """A file a document, and an index of them.
 
     Args:
-        out: the folder.
         given: files and folders as they were named: what lies in a folder keeps its place.
 
     Raises:

@@ -17,10 +17,9 @@ def weights_of(model: str) -> dict[str, str]:
     Raises:
         WeightsError: no such model.
     """
-    from ..files import file_sha256
-    from ..weights.resolve import resolve
+    from ..inference.answerers import Weights
 
-    return {f.name: file_sha256(f) for f in sorted(resolve(model).glob("*.safetensors"))}
+    return Weights.of(model).sha256
 
 
 def go_on(table: Path, asked: dict[str, Any], verb: str) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import WeightsError
 from ..files import file_sha256, new_folder
-from ..weights.resolve import SHIPPED, resolve, shipped_folder
+from ..weights.resolve import SHIPPED, home, resolve
 from .assemble import compose
 
 WEIGHTS, SETTINGS, STAMP = "weights.safetensors", "settings.json", "shipped.json"
@@ -59,7 +59,7 @@ def build(name: str, *, offline: bool = False, progress: bool = True) -> Path:
         raise WeightsError(f"{name!r} is not shipped; known: {', '.join(SHIPPED)}")
     if name == READER:
         return find(name, "config.json")
-    source, target = find(name), shipped_folder(name)
+    source, target = find(name), home() / "shipped" / name
     settings = json.loads((source / SETTINGS).read_text("utf-8"))
     reader = file_sha256(find(READER, "config.json") / "model.safetensors")
     stamp = {"sha256": file_sha256(source / WEIGHTS), "reader": reader, "form": FORM, **settings}

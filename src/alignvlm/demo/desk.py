@@ -18,6 +18,7 @@ from ..inference.extract import Extractor, FieldValue
 from ..inference.noise import Noise
 from ..inference.page_text import PageText, page_text
 from ..inference.prompt import together
+from ..inference.span import union
 from ..inference.stopping import stoppable
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor
@@ -218,14 +219,10 @@ def joined_places(found: list[Citation]) -> list[dict[str, Any]]:
     places: list[dict[str, Any]] = []
     last: Citation | None = None
     for one in found:
-        box = list(one.box)
         if last is not None and _side_by_side(last, one):
-            own = places[-1]["box"]
-            places[-1]["box"] = [
-                min(own[0], box[0]), min(own[1], box[1]), max(own[2], box[2]), max(own[3], box[3]),
-            ]  # fmt: skip
+            places[-1]["box"] = list(union([places[-1]["box"], one.box]))
         else:
-            places.append({"page": one.page, "box": box})
+            places.append({"page": one.page, "box": list(one.box)})
         last = one
     return places
 

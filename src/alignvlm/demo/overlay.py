@@ -46,11 +46,7 @@ class Reading:
 
 
 class PageView:
-    """One page of a document, and what was found out about it so far.
-
-    Args:
-        image: the page.
-    """
+    """One page of a document, and what was found out about it so far."""
 
     def __init__(self, image: Image.Image) -> None:
         self.image = image
@@ -75,11 +71,6 @@ class PageView:
             prunable(model, 1)  # or nothing can be read
             self._clean = _read(model, processor, self.image, self.encoded(model, processor))
         return self._clean
-
-    @property
-    def is_read(self) -> bool:
-        """Whether the page went through the encoder."""
-        return self._encoded is not None
 
     def loudest(
         self, model: AlignVLMForConditionalGeneration, processor: AlignVLMProcessor
@@ -115,7 +106,6 @@ class NoiseComparison:
         whole: by the whole vocabulary, without noise.
         clean: by the ids kept, without noise.
         noisy: the same under noise; ``None`` without noise.
-        sigma: of the noise on the encoder's features, in their own units.
         kept, vocabulary: ids that P_vocab was restricted to, and ids that it has.
     """
 
@@ -123,7 +113,6 @@ class NoiseComparison:
     whole: Reading
     clean: Reading
     noisy: Reading | None
-    sigma: float
     kept: int
     vocabulary: int
 
@@ -141,14 +130,6 @@ class NoiseComparison:
             return None
         similarity = F.cosine_similarity(self.clean.output, self.noisy.output, dim=-1)
         return 1 - similarity.mean().item()
-
-    def changed_by_noise(self) -> set[int]:
-        """Cells whose most probable token is another one under noise."""
-        return set() if self.noisy is None else _changed(self.clean.page, self.noisy.page)
-
-    def changed_by_pruning(self) -> set[int]:
-        """Cells whose most probable token is another one than by the whole vocabulary."""
-        return _changed(self.whole.page, self.clean.page)
 
 
 def halvings(size: int) -> int:
@@ -194,7 +175,7 @@ def compare(
             clean = _read(model, processor, view.image)
         if sigma:
             noisy = _read(model, processor, view.image, noise=Noise(sigma, [NOISE_SEED]))
-    return NoiseComparison(view.image, whole, clean, noisy, sigma, keep, size)
+    return NoiseComparison(view.image, whole, clean, noisy, keep, size)
 
 
 def _read(
@@ -210,11 +191,6 @@ def _read(
     page = read_page(model, processor, image, TOP_TOKENS, encoded)
     # a thumbnail's visual tokens follow the page's
     return Reading(page, encoded.tokens[0][: len(page.cells)].float())
-
-
-def _changed(before: PageReading, after: PageReading) -> set[int]:
-    pairs = enumerate(zip(before.cells, after.cells, strict=True))
-    return {index for index, (a, b) in pairs if a.tokens[0][1] != b.tokens[0][1]}
 
 
 def payload(comparison: NoiseComparison, tokenizer: Any) -> dict[str, Any]:

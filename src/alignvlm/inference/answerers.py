@@ -146,12 +146,20 @@ class ModelAnswerer:
 
     def settings(self) -> dict[str, Any]:
         """See :class:`Answerer`."""
+        images = self.processor.image_processor
         return {
             "model": None if self.weights is None else self.weights.to_dict(),
             "connector": self.model.config.connector.type,
             "blank_threshold": self.model.config.blank_threshold,
             "chat_template": self.processor.chat_template,
-            "tiling": _tiling(self.processor),
+            "tiling": {
+                "height": images.size["height"],
+                "width": images.size["width"],
+                "max_tiles": images.max_tiles,
+                "min_tiles": images.min_tiles,
+                "thumbnail": images.thumbnail,
+                "token_order": self.processor.token_order,
+            },
             "generation": generation_settings(self.model, self.repetition_guard),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "noise": self.noise,
@@ -179,18 +187,6 @@ class ModelAnswerer:
         said = generate(self.model, tokenizer, prompt, limits, guard=self.repetition_guard)
         counts = zip(said, prompt.visual_tokens, prompt.kept_visual_tokens, strict=True)
         return [Reply(one.text, seen, kept, one.new_tokens) for one, seen, kept in counts]
-
-
-def _tiling(processor: AlignVLMProcessor) -> dict[str, Any]:
-    images = processor.image_processor
-    return {
-        "height": images.size["height"],
-        "width": images.size["width"],
-        "max_tiles": images.max_tiles,
-        "min_tiles": images.min_tiles,
-        "thumbnail": images.thumbnail,
-        "token_order": processor.token_order,
-    }
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,9 @@ from ..documents.page_images import PageImage
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..model.outputs import Encoded
 from ..processing.processor import AlignVLMProcessor
+from ..reader.page import Box
 from .inspect import CellReading, PageReading, read_page
-from .span import Span
-
-Box = tuple[float, float, float, float]
+from .span import Span, union
 
 MIN_SCORE = 0.75
 """Below this a place does not count as the word's."""
@@ -156,8 +155,7 @@ def cite_span(span: Span, pages: Sequence[PageImage]) -> list[Citation]:
     found = []
     for index, (word, number, box, reads) in enumerate(span.words):
         page = pages[number]
-        x0, y0, x1, y1 = box if page.scale is None else (edge / page.scale for edge in box)
-        points = None if page.scale is None else (x0, y0, x1, y1)
+        points = _points(box, page.scale)
         sure = math.exp(span.log_probability)
         found.append(Citation(page.file, page.page, word, index, reads, box, points, sure))
     return found
@@ -354,14 +352,15 @@ def _gain(before: _Place, place: _Place, adjacent: bool) -> float:
     return SAME_PAGE if place.page == before.page else 0.0
 
 
+def _points(box: Box, scale: float | None) -> Box | None:
+    x0, y0, x1, y1 = box
+    return None if scale is None else (x0 / scale, y0 / scale, x1 / scale, y1 / scale)
+
+
 def _citation(index: int, word: str, place: _Place, page: ReadPage) -> Citation:
-    boxes = [cell.box for cell in place.cells]
-    x0, y0 = min(b[0] for b in boxes), min(b[1] for b in boxes)
+    x0, y0, x1, y1 = union([cell.box for cell in place.cells])
     # cells at the border reach into the padding
-    x1 = min(max(b[2] for b in boxes), float(page.width))
-    y1 = min(max(b[3] for b in boxes), float(page.height))
-    box = (x0, y0, x1, y1)
-    scale = page.scale
+    box = (x0, y0, min(x1, float(page.width)), min(y1, float(page.height)))
     return Citation(
         file=page.file,
         page=page.page,
@@ -369,6 +368,6 @@ def _citation(index: int, word: str, place: _Place, page: ReadPage) -> Citation:
         index=index,
         reads="".join(cell.tokens[0][0] for cell in place.cells).strip(),
         box=box,
-        points=None if scale is None else (x0 / scale, y0 / scale, x1 / scale, y1 / scale),
+        points=_points(box, page.scale),
         score=place.score,
     )

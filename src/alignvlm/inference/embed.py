@@ -145,7 +145,7 @@ def write_embeds(
     format: str = "safetensors",
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """Write :func:`to_bytes` beside its place, then rename it."""
+    """Write :func:`to_bytes`, whole or not at all."""
     path = Path(path)
     data = to_bytes(embeds, format, metadata)
     path.parent.mkdir(parents=True, exist_ok=True)

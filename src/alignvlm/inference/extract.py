@@ -161,11 +161,9 @@ def answer_together(
         last = begin + at_once >= len(rows)
         cache = start[CACHE] if last else copy.deepcopy(start[CACHE])
         some = rows[begin : begin + at_once]
-        answers += _continued(
-            model, processor, some, shared, cache, spans, tokens, max_new_tokens
-        )  # fmt: skip
+        answers += _continued(model, processor, some, shared, cache, spans, tokens, max_new_tokens)
     if spent is not None:
-        spent.prompt_tokens += shared + sum(len(row) - shared for row in rows)
+        spent.prompt_tokens += sum(map(len, rows)) - shared * (len(rows) - 1)
         spent.new_tokens += sum(answer.new_tokens for answer in answers)
         spent.visual_tokens += first.visual_tokens[0]
         spent.kept_visual_tokens += first.kept_visual_tokens[0]
@@ -211,10 +209,12 @@ def _continued(
     new = output.sequences[:, ids.shape[1] :]
     logs = torch.stack(output.logits, 1).float().log_softmax(-1)
     logs = logs.gather(2, new[:, :, None])[:, :, 0].tolist()
-    return [
-        _answer(processor.tokenizer, own, chosen, ends)
-        for own, chosen in zip(new.tolist(), logs, strict=True)
-    ]
+    answers = []
+    for own, chosen in zip(new.tolist(), logs, strict=True):
+        size = next((i for i, token in enumerate(own, start=1) if token in ends), len(own))
+        text = processor.tokenizer.decode(own[:size], skip_special_tokens=True).strip()
+        answers.append(FieldAnswer(text, score(chosen[:size]), size))
+    return answers
 
 
 def _shared(rows: Sequence[Tensor], image: int) -> int:
@@ -234,14 +234,6 @@ def _padded(rows: Sequence[Tensor], shared: int, pad: int) -> tuple[Tensor, Tens
         own[:shared], seen[:shared] = row[:shared], 1
         own[length - len(row) + shared :], seen[length - len(row) + shared :] = row[shared:], 1
     return ids, mask
-
-
-def _answer(
-    tokenizer: Any, new: Sequence[int], logs: Sequence[float], ends: Sequence[int]
-) -> FieldAnswer:
-    stop = next((i for i, token in enumerate(new) if token in ends), len(new) - 1)
-    text = tokenizer.decode(new[: stop + 1], skip_special_tokens=True).strip()
-    return FieldAnswer(text, score(logs[: stop + 1]), stop + 1)
 
 
 class Extractor:

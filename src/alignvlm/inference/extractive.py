@@ -131,7 +131,11 @@ class PageSpans:
                 self._add_row(number, index, row.characters)
             self._bound(first)
         self._absent = len(self._chars)
-        self._add(self.absent)
+        self._starts.append(self._absent)
+        for char in self.absent:
+            self._put([_Option(char, 0.0, char)], None)
+        self._ends.add(len(self._chars))
+        self._put([], None)
 
     def _add_row(self, page: int, row: int, characters: Any) -> None:
         ratios = characters.log_ratio.detach().tolist()
@@ -187,16 +191,9 @@ class PageSpans:
         row = self._pages[a[0]][0].rows[a[1]]
         first, second = row.boxes[a[2]].tolist(), row.boxes[b[2]].tolist()
         x0, y0, x1, y1 = row.box
-        gaps = (second[0] - first[2], first[0] - second[2], second[1] - first[3],
-                first[1] - second[3])  # fmt: skip
-        return max(gaps) <= min(x1 - x0, y1 - y0)
-
-    def _add(self, phrase: str) -> None:
-        self._starts.append(len(self._chars))
-        for char in phrase:
-            self._put([_Option(char, 0.0, char)], None)
-        self._ends.add(len(self._chars))
-        self._put([], None)
+        across = max(second[0] - first[2], first[0] - second[2])
+        down = max(second[1] - first[3], first[1] - second[3])
+        return max(across, down) <= min(x1 - x0, y1 - y0)
 
     def begin(self, *, spaced: bool = False) -> list[_Live]:
         """Every place where a span may begin; ``spaced``: also with a space before it."""
@@ -280,10 +277,9 @@ class PageSpans:
     def _span(self, live: _Live) -> Span:
         if live.start == self._absent:
             return Span("", [], 0.0)
-        words = [self._word(chars) for chars in self._said(live)]
-        total = live.weight + math.fsum(sure for _, sure in words)
-        text = " ".join(word.text for word, _ in words)
-        return Span(text, [word for word, _ in words], min(total, 0.0))
+        words, sure = zip(*map(self._word, self._said(live)))
+        total = live.weight + math.fsum(sure)
+        return Span(" ".join(word.text for word in words), list(words), min(total, 0.0))
 
     def _said(self, live: _Live) -> list[list[tuple[int, _Option]]]:
         """The characters of each word, with their places."""
@@ -308,7 +304,7 @@ class PageSpans:
                 continue
             page, number, index = place
             row, scale = self._pages[page][0].rows[number], self._pages[page][1]
-            boxes.append(tuple(float(edge) / scale for edge in row.boxes[index]))
+            boxes.append([edge / scale for edge in row.boxes[index].tolist()])
             total += math.log(max(float(row.probability[index]), 1e-6))
         said = "".join(option.said for _, option in chars if option != SPACE)
         reads = "".join(option.printed for _, option in chars)
@@ -371,8 +367,8 @@ class ExtractiveDecoding(LogitsProcessor):
 
 def end_ids(model: AlignVLMForConditionalGeneration) -> list[int]:
     """The ids that end an answer."""
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    return list(ends) if isinstance(ends, list) else [] if ends is None else [int(ends)]
+    ends = model.generation_config.eos_token_id
+    return [ends] if isinstance(ends, int) else list(ends or ())
 
 
 def page_spans(
@@ -397,6 +393,6 @@ def page_spans(
     found = []
     for number, size in enumerate(sizes):
         one = encoded.image(number)
-        rows, cols, _ = one.image_grids[0].tolist()
-        found.append(((one.pages or [])[0], model.config.page_scale(size, Grid(rows, cols))))
+        grid = Grid(*one.image_grids[0, :2].tolist())
+        found.append(((one.pages or [])[0], model.config.page_scale(size, grid)))
     return PageSpans(found)

@@ -91,8 +91,8 @@ def generation_settings(model: Any, guard: bool) -> dict[str, Any]:
 _SAMPLING = ("temperature", "top_p", "top_k", "do_sample", "num_beams", "max_length")
 
 
-class _Scores(LogitsProcessor):
-    """Keeps the scores that the next token is chosen from."""
+class LastScores(LogitsProcessor):
+    """Keeps the scores that the next token is chosen from, before what stands behind it here."""
 
     last: Tensor
 
@@ -104,7 +104,7 @@ class _Scores(LogitsProcessor):
 class _Chosen(StoppingCriteria):
     """Notes when the first token comes out, and the log-probability of each; ends nothing."""
 
-    def __init__(self, scores: _Scores) -> None:
+    def __init__(self, scores: LastScores) -> None:
         self.scores, self.begun = scores, 0.0
         self.log_p: list[Tensor] = []
 
@@ -150,7 +150,7 @@ def generate(
     config.update(max_new_tokens=max(limits), pad_token_id=pad, max_length=None)
     # what only sampling uses is unset, or transformers warns about it
     config.update(do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None)
-    chosen = _Chosen(_Scores())
+    chosen = _Chosen(LastScores())
     with torch.inference_mode():
         output = model.generate(
             **inputs,

@@ -10,6 +10,7 @@ from statistics import median
 from .. import __version__
 from ..reader.page import Box
 from .page_text import ReadLine, ReadWord, WordPage, paragraphs
+from .span import union
 
 HEAD = f"""\
 <?xml version="1.0" encoding="UTF-8"?>
@@ -81,7 +82,7 @@ def _page(file: str, page: WordPage, number: str) -> str:
             lines += 1
             assert isinstance(line, ReadLine)
             own.append(_line(line, f"{number}_{lines}"))
-        box = _around([line.box for line in part.lines])
+        box = union([line.box for line in part.lines])
         parts.append(_element("par", f"{number}_{place}", _bbox(box), "\n".join(own)))
     return _element("page", number, about, "\n".join(parts)) + "\n"
 
@@ -114,8 +115,3 @@ def _bbox(box: Box) -> str:
     """Whole px, as hOCR has them: all of the box is inside."""
     x0, y0, x1, y1 = box
     return f"bbox {math.floor(x0)} {math.floor(y0)} {math.ceil(x1)} {math.ceil(y1)}"
-
-
-def _around(boxes: Sequence[Box]) -> Box:
-    x0, y0, x1, y1 = zip(*boxes)
-    return min(x0), min(y0), max(x1), max(y1)

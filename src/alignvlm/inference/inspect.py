@@ -109,64 +109,39 @@ def read_page(
         )
     if encoded is None:
         encoded = encode_pages(model, processor, [image])
-    rows, cols, _ = encoded.image_grids[0].tolist()
-    grid = Grid(rows, cols)
+    grid = Grid(*encoded.image_grids[0, :2].tolist())
     features = encoded.features[: grid.tiles]  # a thumbnail has no place
-    probabilities, ids = connector.top_tokens(features, k)
     entropy = connector.entropy(features).flatten()
     token_rows, token_cols = features.shape[1:3]
-    order = page_order(grid, token_rows, token_cols).to(entropy.device)
-    cells = _cells(
-        image.size,
-        grid,
-        (token_rows, token_cols),
-        model.config,
-        probabilities.flatten(0, 2)[order].tolist(),
-        ids.flatten(0, 2)[order].tolist(),
-        entropy[order].tolist(),
-        processor.tokenizer,
+    rows, cols = grid.rows * token_rows, grid.cols * token_cols
+    places = page_order(grid, token_rows, token_cols).to(entropy.device)
+    probabilities, ids = (
+        top.flatten(0, 2)[places].tolist() for top in connector.top_tokens(features, k)
     )
+    scale = model.config.page_scale(image.size, grid)
+    height = model.config.tile_height / token_rows / scale
+    width = model.config.tile_width / token_cols / scale
+    cells = []
+    for index, (own, p, nats) in enumerate(zip(ids, probabilities, entropy[places].tolist())):
+        row, col = divmod(index, cols)
+        box = (col * width, row * height, (col + 1) * width, (row + 1) * height)
+        top = [(processor.tokenizer.decode([i]), i, q) for i, q in zip(own, p)]
+        cells.append(CellReading(row, col, box, nats, top))
     order = None
     if encoded.pages:
         page = encoded.pages[0]
-        scale = model.config.page_scale(image.size, grid)
         for cell, box in zip(page.cells.tolist(), (page.boxes / scale).tolist()):
             cells[cell] = replace(cells[cell], box=tuple(box))
         order = [page.cells[page.row == row].tolist() for row in range(len(page.rows))]
     return PageReading(
-        rows=grid.rows * token_rows,
-        cols=grid.cols * token_cols,
+        rows=rows,
+        cols=cols,
         cells=cells,
         blank_id=model.config.blank_token_id,
         entropy=entropy.mean().item(),
         effective_vocab=entropy.exp().mean().item(),
         order=order,
     )
-
-
-def _cells(
-    size: tuple[int, int],
-    grid: Grid,
-    tokens: tuple[int, int],
-    config: Any,
-    probabilities: list[list[float]],
-    ids: list[list[int]],
-    entropies: list[float],
-    tokenizer: Any,
-) -> list[CellReading]:
-    scale = config.page_scale(size, grid)
-    height = config.tile_height / tokens[0] / scale
-    width = config.tile_width / tokens[1] / scale
-    cols = grid.cols * tokens[1]
-    cells = []
-    for index, (probs, row_ids, entropy) in enumerate(
-        zip(probabilities, ids, entropies, strict=True)
-    ):
-        row, col = divmod(index, cols)
-        box = (col * width, row * height, (col + 1) * width, (row + 1) * height)
-        top = [(tokenizer.decode([i]), i, p) for i, p in zip(row_ids, probs, strict=True)]
-        cells.append(CellReading(row, col, box, entropy, top))
-    return cells
 
 
 def heat_map(image: Image.Image, reading: PageReading, *, zoom: float | None = None) -> Image.Image:

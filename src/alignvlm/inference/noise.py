@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from ..model.modeling import AlignVLMModel
 
 
 class Noise(NamedTuple):
-    """What is added to features: N(0, σ²), from a seed for each sample."""
+    """What is added to features: N(0, σ²) in their own units, from a seed for each sample."""
 
     sigma: float
     seeds: Sequence[int]
@@ -44,8 +44,8 @@ def noise_like(features: Tensor, seeds: Sequence[int], tiles: Sequence[int]) -> 
 
 
 @contextmanager
-def feature_noise(
-    model: AlignVLMModel, sigma: float, seeds: Sequence[int], tiles: Sequence[int]
+def noisy(
+    model: AlignVLMModel, noise: Noise | None, image_grids: Tensor, pages: Sequence[int]
 ) -> Iterator[None]:
     """Add N(0, σ²) to the features that the connector reads, while the context is open.
 
@@ -53,21 +53,26 @@ def feature_noise(
     Source: arXiv 2502.01341, section on robustness to noise (σ = 3).
 
     Args:
-        sigma: standard deviation, in the features' own units; 0: nothing is added.
-        seeds, tiles: of each sample of the batch, see :func:`noise_like`.
+        noise: with a seed for each sample; σ 0 or ``None``: nothing is added.
+        image_grids: of the pages of all samples, ``[pages, 3]``.
+        pages: of each sample.
     """
-    if not sigma:
+    if noise is None or not noise.sigma:
         yield
         return
     layer = model.config.vision_feature_layer
+    tiles = image_grids[:, 0] * image_grids[:, 1] + image_grids[:, 2]
+    own = [int(part.sum()) for part in tiles.split(list(pages))]
+
+    def noised(features: Tensor) -> Tensor:
+        return features + noise.sigma * noise_like(features, noise.seeds, own)
 
     def add(module: Any, args: Any, output: Any) -> Any:
         if layer == -1:
-            features = output.last_hidden_state
-            output.last_hidden_state = features + sigma * noise_like(features, seeds, tiles)
+            output.last_hidden_state = noised(output.last_hidden_state)
             return output
         states = list(output.hidden_states)
-        states[layer] = states[layer] + sigma * noise_like(states[layer], seeds, tiles)
+        states[layer] = noised(states[layer])
         output.hidden_states = tuple(states)
         return output
 
@@ -76,14 +81,3 @@ def feature_noise(
         yield
     finally:
         handle.remove()
-
-
-def noisy(
-    model: AlignVLMModel, noise: Noise | None, image_grids: Tensor, pages: Sequence[int]
-) -> AbstractContextManager[None]:
-    """:func:`feature_noise` for samples of so many ``pages``, whose grids are known."""
-    if noise is None:
-        return nullcontext()
-    tiles = image_grids[:, 0] * image_grids[:, 1] + image_grids[:, 2]
-    own = [int(part.sum()) for part in tiles.split(list(pages))]
-    return feature_noise(model, noise.sigma, noise.seeds, own)

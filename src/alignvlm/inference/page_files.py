@@ -15,10 +15,8 @@ class ReadDocument(NamedTuple):
     """A document's pages.
 
     Attributes:
-        file: its name.
-        pages: what was read, in order.
-        number: of the document in its file, from 1.
-        alone: whether the file holds no other.
+        number: of the document in the file that is written, from 1.
+        alone: whether that holds no other.
     """
 
     file: str

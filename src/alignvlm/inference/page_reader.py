@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,7 @@ def _line(
     row: Row, spelled: Spelled | None, shrunk: float, size: tuple[int, int], tokenizer: Any
 ) -> ReadLine:
     place = _Places(row, shrunk, size)
-    words = [_word(row, start, end, place) for start, end in _word_spans(row.text)]
+    words = [_word(row, *found.span(), place) for found in re.finditer(r"\S+", row.text)]
     tokens = [] if spelled is None else _tokens(spelled, place, tokenizer)
     return ReadLine(row.text, place.around(0, len(row.text)), row.turned, words, tokens)
 
@@ -146,12 +146,6 @@ class _Places:
         own = own[solid] if solid.any() else own
         x0, y0, x1, y1 = (*own[:, :2].min(0).tolist(), *own[:, 2:].max(0).tolist())
         return round(x0, 1), round(y0, 1), round(x1, 1), round(y1, 1)
-
-
-def _word_spans(text: str) -> list[tuple[int, int]]:
-    """Start and end of what stands between white space."""
-    edges = [-1, *(i for i, char in enumerate(text) if char.isspace()), len(text)]
-    return [(a + 1, b) for a, b in pairwise(edges) if b > a + 1]
 
 
 def _word(row: Row, start: int, end: int, place: _Places) -> ReadWord:

@@ -9,6 +9,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..reader.page import Box
+from .span import union
 
 if TYPE_CHECKING:
     from .inspect import CellReading, PageReading
@@ -128,13 +129,8 @@ def page_text(reading: PageReading, page: int, size: tuple[int, int], tokenizer:
 
 def around(cells: Sequence[CellReading], size: tuple[int, int]) -> Box:
     """The box around some cells, within the page."""
-    boxes = [cell.box for cell in cells]
-    return (
-        max(min(b[0] for b in boxes), 0.0),
-        max(min(b[1] for b in boxes), 0.0),
-        min(max(b[2] for b in boxes), float(size[0])),
-        min(max(b[3] for b in boxes), float(size[1])),
-    )
+    x0, y0, x1, y1 = union([cell.box for cell in cells])
+    return max(x0, 0.0), max(y0, 0.0), min(x1, float(size[0])), min(y1, float(size[1]))
 
 
 def as_text(pages: Sequence[PageText]) -> str:

@@ -37,11 +37,10 @@ class Span:
     def boxes(self) -> list[tuple[int, Box]]:
         """Page and box of the span on each page and row that it runs over."""
         found: list[tuple[int, Box]] = []
-        for _, page, (x0, y0, x1, y1), _ in self.words:
-            if found and found[-1][0] == page and _beside(found[-1][1], (x0, y0, x1, y1)):
-                a, b, c, d = found.pop()[1]
-                x0, y0, x1, y1 = min(a, x0), min(b, y0), max(c, x1), max(d, y1)
-            found.append((page, (x0, y0, x1, y1)))
+        for _, page, box, _ in self.words:
+            if found and found[-1][0] == page and _beside(found[-1][1], box):
+                box = union([found.pop()[1], box])
+            found.append((page, box))
         return found
 
 
@@ -50,7 +49,7 @@ def _beside(first: Box, second: Box) -> bool:
     return first[1] <= middle <= first[3]
 
 
-def union(boxes: Sequence[tuple[float, ...]]) -> Box:
+def union(boxes: Sequence[Sequence[float]]) -> Box:
     """The least box around some."""
-    x0, y0 = min(b[0] for b in boxes), min(b[1] for b in boxes)
-    return x0, y0, max(b[2] for b in boxes), max(b[3] for b in boxes)
+    x0, y0, x1, y1 = zip(*boxes)
+    return min(x0), min(y0), max(x1), max(y1)

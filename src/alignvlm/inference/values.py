@@ -19,9 +19,8 @@ CURRENCY = re.compile(f"{'|'.join(CURRENCIES)}|[A-Z]{{0,3}}[{_SIGNS}]")
 """What names a currency: ``RM``, ``$``, ``US$``."""
 PIVOT = 69
 """Years of two digits from here on are of the last century, as in POSIX."""
-_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-_LONG = ("january", "february", "march", "april", "may", "june", "july", "august", "september",
-         "october", "november", "december")  # fmt: skip
+_MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september",
+           "october", "november", "december")  # fmt: skip
 _DAYS = re.compile(r"(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|satur|sat|sun)(?:day)?[.,]*\s+", re.I)
 _TIME = re.compile(r"(?:,|\s+at|T)?\s*(?<!\d)\d{1,2}:\d{2}(?::\d{2})?\s*(?:[ap]\.?m\.?)?$", re.I)
 
@@ -161,10 +160,7 @@ def _month(name: str) -> int | None:
     name = name.lower()
     if name == "sept":
         return 9
-    for number, names in enumerate(zip(_MONTHS, _LONG), start=1):
-        if name in names:
-            return number
-    return None
+    return next((n for n, own in enumerate(_MONTHS, start=1) if name in (own, own[:3])), None)
 
 
 def _numbers_alone(text: str, spelling: Spelling) -> set[date]:

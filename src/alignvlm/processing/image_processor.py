@@ -169,24 +169,24 @@ class AlignVLMImageProcessor(PilBackend):
         _check_size(array.shape[-1], array.shape[-2], max_pixels)
         if array.dtype != np.uint8:
             array = _scale_to_byte(array)
-        if array.shape[0] == 1:
-            array = np.repeat(array, 3, axis=0)
-        return to_rgb_array(array)
+        if array.shape[0] == 4:  # transparency is laid on white
+            return np.asarray(to_rgb(Image.fromarray(array.transpose(1, 2, 0)))).transpose(2, 0, 1)
+        return np.repeat(array, 3, axis=0) if array.shape[0] == 1 else array
 
     def grid_for(self, width: int, height: int, **kwargs: Any) -> tuple[Grid, bool]:
         """Tile grid of an image of ``width x height`` px, and whether it gets a thumbnail."""
-
-        def setting(name: str) -> Any:
-            value = kwargs.get(name)
-            return getattr(self, name) if value is None else value
-
-        size = setting("size")
+        size, most = self._setting("size", kwargs), self._setting("max_tiles", kwargs)
         tile = size["width"], size["height"]
-        if setting("enlarge"):
-            grid = choose_grid(width, height, *tile, setting("max_tiles"), setting("min_tiles"))
+        if self._setting("enlarge", kwargs):
+            grid = choose_grid(width, height, *tile, most, self._setting("min_tiles", kwargs))
         else:
-            grid = covering_grid(width, height, *tile, setting("max_tiles"))
-        return grid, bool(setting("thumbnail")) and grid.tiles > 1
+            grid = covering_grid(width, height, *tile, most)
+        return grid, bool(self._setting("thumbnail", kwargs)) and grid.tiles > 1
+
+    def _setting(self, name: str, given: dict[str, Any]) -> Any:
+        """What a call gives, or else this processor's own."""
+        value = given.get(name)
+        return getattr(self, name) if value is None else value
 
     def _preprocess(  # type: ignore[override]
         self,
@@ -202,13 +202,11 @@ class AlignVLMImageProcessor(PilBackend):
         **kwargs: Any,
     ) -> BatchFeature:
         tile = {"height": int(size["height"]), "width": int(size["width"])}
-        tiles, grids = [], []
+        tiles, grids, enlarge = [], [], self._setting("enlarge", kwargs)
         for image in images:
             height, width = image.shape[-2:]
             grid, thumbnail = self.grid_for(width, height, **{**kwargs, "size": tile})
             page = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
-            enlarge = kwargs.get("enlarge")
-            enlarge = self.enlarge if enlarge is None else enlarge
             tiles += list(cut(_on_canvas(page, grid, tile, resample, enlarge), grid, *_wh(tile)))
             if thumbnail:
                 tiles.append(_on_canvas(page, Grid(1, 1), tile, resample, enlarge))
@@ -253,12 +251,3 @@ def _channels_first(array: NDArray) -> NDArray:
     if array.ndim == 3 and array.shape[-1] in (1, 3, 4):
         return array.transpose(2, 0, 1)
     raise DataError(f"an image array must have 1, 3 or 4 channels, got shape {array.shape}")
-
-
-def to_rgb_array(array: NDArray) -> NDArray:
-    """uint8 ``[3 or 4, height, width]`` to three channels, transparency laid on white."""
-    if array.ndim != 3 or array.shape[0] not in (3, 4):
-        raise DataError(f"an image array must have 1, 3 or 4 channels, got shape {array.shape}")
-    if array.shape[0] == 3:
-        return array
-    return np.asarray(to_rgb(Image.fromarray(array.transpose(1, 2, 0)))).transpose(2, 0, 1)

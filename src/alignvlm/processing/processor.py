@@ -153,11 +153,13 @@ class AlignVLMProcessor(_ProcessorMixin):
 
     def placeholders(self, grid: Grid, thumbnail: bool) -> str:
         """What an image's placeholder grows to."""
-        rows = token_row_lengths(
-            grid, thumbnail, self.token_rows, self.token_cols, self.token_order
-        )
         end = "\n" if self.row_end and self.token_order == "page" else ""
+        rows = self._row_lengths(grid, thumbnail)
         return "".join(self.image_token * length + end for length in rows)
+
+    def _row_lengths(self, grid: Grid, thumbnail: bool) -> list[int]:
+        rows, cols = self.token_rows, self.token_cols
+        return token_row_lengths(grid, thumbnail, rows, cols, self.token_order)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         rows, cols, thumbnail = (int(n) for n in image_inputs["image_grids"][image_idx])
@@ -231,9 +233,6 @@ class AlignVLMProcessor(_ProcessorMixin):
         counts, tiles = [], []
         for height, width in image_sizes:
             grid, thumbnail = self.image_processor.grid_for(width, height, **settings)
-            rows = token_row_lengths(
-                grid, thumbnail, self.token_rows, self.token_cols, self.token_order
-            )
-            counts.append(sum(rows))
+            counts.append(sum(self._row_lengths(grid, thumbnail)))
             tiles.append(grid.tiles + thumbnail)
         return MultiModalData(num_image_tokens=counts, num_image_patches=tiles)

@@ -9,6 +9,7 @@ mark of the user's can be found; :func:`tokenized` spells those with ordinary to
 from __future__ import annotations
 
 import re
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -67,8 +68,7 @@ def tokenized(tokenizer: Any, texts: list[str], **keys: Any) -> dict[str, Tensor
     for text, plain, ids, places in zip(
         texts, shown, batch["input_ids"], batch["offset_mapping"], strict=True
     ):
-        pieces = text.split(HIDDEN)[:-1]
-        ends = [sum(map(len, pieces[: i + 1])) for i in range(len(pieces))]
+        ends = accumulate(map(len, text.split(HIDDEN)[:-1]))
         rows.append(_spelled(tokenizer, plain, ids, places, {end - 1 for end in ends}))
     longest = max(map(len, rows))
     pads = [longest - len(row) for row in rows]

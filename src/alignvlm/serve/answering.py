@@ -6,8 +6,8 @@ import json
 import logging
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
-from typing import Protocol
 
 from openai.types.completion_usage import CompletionUsage, PromptTokensDetails
 from transformers.cli.serving.utils import _StreamError
@@ -24,9 +24,17 @@ from .telemetry import Metrics
 log = logging.getLogger("alignvlm.serve")
 
 
-class Answering(Protocol):
-    """The answers to one request."""
+class Answering(ABC):
+    """The answers to one request.
 
+    Args:
+        spent: its tokens so far.
+    """
+
+    def __init__(self, call: Call, metrics: Metrics, spent: Spent) -> None:
+        self.call, self.metrics, self.spent = call, metrics, spent
+
+    @abstractmethod
     def pieces(self) -> AsyncIterator[Piece]:
         """All answers, one after the other; the last piece of each has a reason.
 
@@ -34,16 +42,32 @@ class Answering(Protocol):
             RequestError: time is up, or the model failed.
             ClientGoneError: the client left.
         """
-        ...
 
     @property
     def usage(self) -> CompletionUsage:
-        """Tokens of all answers, once they are there."""
-        ...
+        """Tokens of all answers, once they are there, as OpenAI names them, and the cells of pages
+        as ``visual_tokens``."""
+        spent = self.spent
+        kept, cells = spent.kept_visual_tokens, spent.visual_tokens
+        details = {"image_tokens": kept, "visual_tokens": cells}
+        return CompletionUsage(
+            prompt_tokens=spent.prompt_tokens,
+            completion_tokens=spent.new_tokens,
+            total_tokens=spent.prompt_tokens + spent.new_tokens,
+            prompt_tokens_details=PromptTokensDetails.model_validate(details),
+        )
 
-    def close(self) -> None:
+    def count(self) -> None:
+        """Add the tokens of all answers to what the server counts."""
+        self.metrics.prompt_tokens.inc(self.spent.prompt_tokens)
+        self.metrics.completion_tokens.inc(self.spent.new_tokens)
+
+    def began(self) -> None:
+        """Note when the first text was there."""
+        self.metrics.first_token.observe(time.monotonic() - self.call.started)
+
+    def close(self) -> None:  # noqa: B027
         """Nobody waits for more of it."""
-        ...
 
 
 def internal_error() -> RequestError:
@@ -55,40 +79,20 @@ def internal_error() -> RequestError:
     )
 
 
-def token_usage(spent: Spent) -> CompletionUsage:
-    """Counts as OpenAI names them, and the cells of pages as ``visual_tokens``."""
-    kept, cells = spent.kept_visual_tokens, spent.visual_tokens
-    details = PromptTokensDetails.model_validate({"image_tokens": kept, "visual_tokens": cells})
-    return CompletionUsage(
-        prompt_tokens=spent.prompt_tokens,
-        completion_tokens=spent.new_tokens,
-        total_tokens=spent.prompt_tokens + spent.new_tokens,
-        prompt_tokens_details=details,
-    )
-
-
-class GeneratedAnswer:
+class GeneratedAnswer(Answering):
     """What the language model writes, ``n`` times from one prompt."""
 
     def __init__(
         self,
         generator: Generator,
-        metrics: Metrics,
         call: Call,
+        metrics: Metrics,
         request: ChatRequest,
         prompt: ChatPrompt,
     ) -> None:
-        self.generator, self.metrics, self.call = generator, metrics, call
-        self.request, self.prompt = request, prompt
-        self.spent = Spent(
-            prompt.tokens, 0, visual_tokens=prompt.visual_tokens,
-            kept_visual_tokens=prompt.kept_visual_tokens,
-        )  # fmt: skip
+        super().__init__(call, metrics, prompt.spent)
+        self.generator, self.request, self.prompt = generator, request, prompt
         self._writing: Writing | None = None
-
-    @property
-    def usage(self) -> CompletionUsage:
-        return token_usage(self.spent)
 
     def close(self) -> None:
         if self._writing is not None and self._writing.streamer is not None:
@@ -105,8 +109,7 @@ class GeneratedAnswer:
             left = writing.scored(size if writing.new.stopped else sys.maxsize)
             yield Piece(index, "", left, reason)
             self.spent.new_tokens += len(writing.new.ids)
-        self.metrics.prompt_tokens.inc(self.spent.prompt_tokens)
-        self.metrics.completion_tokens.inc(self.spent.new_tokens)
+        self.count()
 
     async def _texts(self, writing: Writing, *, first: bool) -> AsyncIterator[str]:
         """One answer's text as it comes; what might begin a stop string is held back."""
@@ -115,7 +118,7 @@ class GeneratedAnswer:
         text, sent = "", 0
         while (item := await self.call.within(writing.queue.get())) is not None:
             if first:
-                self.metrics.first_token.observe(time.monotonic() - self.call.started)
+                self.began()
                 first = False
             if isinstance(item, _StreamError):
                 log.error("generation failed: %s", item.msg)
@@ -145,27 +148,19 @@ class JsonAnswer(GeneratedAnswer):
                 text = ""
 
 
-class FieldsAnswer:
+class FieldsAnswer(Answering):
     """An object of fields, each a place on the pages."""
 
     def __init__(self, found: Found, wanted: WantedFields, call: Call, metrics: Metrics) -> None:
+        super().__init__(call, metrics, found.spent)
         self.found, self.wanted = found, wanted
-        self.call, self.metrics = call, metrics
-
-    @property
-    def usage(self) -> CompletionUsage:
-        return token_usage(self.found.spent)
-
-    def close(self) -> None:
-        """It is complete."""
 
     async def pieces(self) -> AsyncIterator[Piece]:
-        self.metrics.first_token.observe(time.monotonic() - self.call.started)
+        self.began()
         details = self.found.details
         if refusal := self.wanted.refusal(self.found.extraction):
             yield Piece(refusal=refusal, reason="stop", fields=details)
         else:
             yield Piece(text=self.wanted.content(self.found.extraction))
             yield Piece(reason="stop", fields=details)
-        self.metrics.prompt_tokens.inc(self.found.spent.prompt_tokens)
-        self.metrics.completion_tokens.inc(self.found.spent.new_tokens)
+        self.count()

@@ -29,12 +29,7 @@ FETCH_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Attachment:
-    """A picture or PDF, not decoded yet.
-
-    Attributes:
-        where: its place in the request, for error messages.
-        data: the file's bytes.
-    """
+    """A picture or PDF, not decoded yet; ``where``: its place in the request, for errors."""
 
     where: str
     data: bytes
@@ -42,7 +37,7 @@ class Attachment:
 
 @dataclass(frozen=True)
 class Address:
-    """A picture or PDF that is not fetched yet; attributes as those of :class:`Attachment`."""
+    """A picture or PDF that is not fetched yet."""
 
     where: str
     url: str

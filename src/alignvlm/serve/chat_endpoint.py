@@ -26,24 +26,13 @@ log = logging.getLogger("alignvlm.serve")
 
 
 class ChatEndpoint:
-    """The endpoint, as an ASGI application.
-
-    Args:
-        generator: the model.
-        name: of the model, as clients ask for it.
-        limits: see :class:`Limits`.
-        line: who waits.
-        metrics: what is counted.
-    """
+    """The endpoint, as an ASGI application; ``name``: of the model, as clients ask for it."""
 
     def __init__(
         self, generator: Generator, name: str, limits: Limits, line: WaitingLine, metrics: Metrics
     ) -> None:
-        self.generator = generator
-        self.name = name
-        self.limits = limits
-        self.line = line
-        self.metrics = metrics
+        self.generator, self.name, self.limits = generator, name, limits
+        self.line, self.metrics = line, metrics
         self.bodies = Bodies((limits.queue + 1) * limits.max_body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -111,16 +100,12 @@ class ChatEndpoint:
         wanted: WantedFields | None,
         documents: list[Attachment],
     ) -> Answering:
-        # shielded: the inference thread must find its future as it left it
+        model, given = self.generator, (documents, call.abandoned)
         try:
             if wanted is not None:
-                future = self.generator.extract(request, wanted, documents, call.abandoned)
-                future.add_done_callback(_seen)
-                found = await call.within(asyncio.shield(future))
+                found = await call.within(model.in_thread(model.extract, request, wanted, *given))
                 return FieldsAnswer(found, wanted, call, self.metrics)
-            future = self.generator.prepare(request, documents, call.abandoned)
-            future.add_done_callback(_seen)
-            prompt = await call.within(asyncio.shield(future))
+            prompt = await call.within(model.in_thread(model.prepare, request, *given))
         except (RequestError, ClientGoneError):
             raise
         except AlignVLMError as error:
@@ -129,7 +114,7 @@ class ChatEndpoint:
             log.exception("a prompt could not be prepared")
             raise internal_error() from error
         kind = JsonAnswer if request.response_format.type == "json_object" else GeneratedAnswer
-        return kind(self.generator, self.metrics, call, request, prompt)
+        return kind(model, call, self.metrics, request, prompt)
 
     async def _whole(self, call: Call, answer: Answering, scope: Scope, send: Send) -> None:
         """Send the answer when it is complete."""
@@ -168,12 +153,6 @@ class ChatEndpoint:
         if request.stream_options.include_usage:
             yield reply.last(answer.usage)
         yield "data: [DONE]\n\n"
-
-
-def _seen(future: asyncio.Future) -> None:
-    """That work ended because nobody waits for it is no news: asyncio would log its traceback."""
-    if not future.cancelled():
-        future.exception()
 
 
 def _part(event: str) -> Message:

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from openai.types.chat import ChatCompletionTokenLogprob
@@ -31,8 +32,8 @@ from transformers.cli.serving.utils import DirectStreamer, GenerationState
 
 from ..documents.page_images import PageImage
 from ..inference.confidence import Calibration
-from ..inference.extract import Extractor
-from ..inference.extractive import TokenBytes
+from ..inference.extract import Extractor, Spent
+from ..inference.extractive import TokenBytes, end_ids
 from ..inference.prompt import ContextError, Prompt, build_prompts, encode_pages, together
 from ..inference.stopping import stoppable
 from ..model.generation import AlignVLMForConditionalGeneration
@@ -45,6 +46,7 @@ from .page_fields import Found, WantedFields
 from .schema import ChatRequest
 from .token_scores import TokenScores
 
+T = TypeVar("T")
 FIELDS_AT_ONCE, FIELD_BYTES = 6, 2**30
 """Fields asked in one batch, and what their copies of the page's keys and values take together at
 most: of a page that fills ``smol``'s context each takes 360 MiB."""
@@ -60,15 +62,12 @@ class NewTokens(StoppingCriteria):
     transformers' own stop strings would index the whole vocabulary for every new string.
 
     Args:
-        tokenizer: the language model's.
         prompt_tokens: how many ids come before the answer.
-        stops: strings that end the answer.
+        stops: strings that end it.
     """
 
     def __init__(self, tokenizer: Any, prompt_tokens: int, stops: list[str]) -> None:
-        self.tokenizer = tokenizer
-        self.prompt_tokens = prompt_tokens
-        self.stops = stops
+        self.tokenizer, self.prompt_tokens, self.stops = tokenizer, prompt_tokens, stops
         self.ids: list[int] = []
         # a character is at most four tokens of a byte-level vocabulary
         self.reach = 4 * max(map(len, stops), default=0)
@@ -103,17 +102,14 @@ class ChatPrompt:
     Attributes:
         inputs: keyword arguments of ``generate``.
         config: sampling options and length.
-        tokens: prompt ids as the language model gets them, after blank dropping.
-        visual_tokens, kept_visual_tokens: cells of the pages, and those that were not blank.
+        spent: tokens of the prompt as the language model gets it, after blank dropping.
         unread: nothing was read on any page; the answer is empty.
         abandoned: set when nobody waits for the answer any more.
     """
 
     inputs: dict[str, Any]
     config: GenerationConfig
-    tokens: int
-    visual_tokens: int
-    kept_visual_tokens: int
+    spent: Spent
     unread: bool
     abandoned: threading.Event
 
@@ -163,31 +159,30 @@ class Generator(ChatCompletionHandler):
         state = GenerationState()
         # no model manager: there is one model, and it is loaded
         super().__init__(model_manager=None, generation_state=state)  # type: ignore[arg-type]
-        self.model = model
-        self.processor = processor
-        self.limits = limits
-        self.calibration = calibration
+        self.model, self.processor = model, processor
+        self.limits, self.calibration = limits, calibration
         self.manager: Any = state.get_manager("alignvlm")
-        eos = model.generation_config.eos_token_id
-        self.ends: set[int] = {eos} if isinstance(eos, int) else set(eos or ())
+        self.ends = set(end_ids(model))
 
-    def prepare(
-        self, request: ChatRequest, documents: list[Attachment], abandoned: threading.Event
-    ) -> asyncio.Future[ChatPrompt]:
-        """Decode, tokenize and encode on the inference thread.
-
-        Raises (in the future):
-            RequestError: damaged pages, or a prompt that is too long.
-            DataError: the prompt's placeholders do not fit its images.
-        """
-        return self.manager.async_submit(self._prepare, request, documents, abandoned)
+    def in_thread(self, work: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        """What :meth:`prepare` or :meth:`extract` gives on the inference thread, which finds its
+        future as it left it, also where nobody waits any more."""
+        future = self.manager.async_submit(work, *args)
+        future.add_done_callback(_seen)
+        return asyncio.shield(future)
 
     def _opened(self, documents: list[Attachment]) -> Any:
         return opened(documents, self.limits, self.processor.image_processor.useful_pixels())
 
-    def _prepare(
+    def prepare(
         self, request: ChatRequest, documents: list[Attachment], abandoned: threading.Event
     ) -> ChatPrompt:
+        """Decode, tokenize and encode.
+
+        Raises:
+            RequestError: damaged pages, or a prompt that is too long.
+            DataError: the prompt's placeholders do not fit its images.
+        """
         with stoppable(self.model, abandoned.is_set), self._opened(documents) as files:
             if files:  # before pages are read in vain
                 self._prompt(request, [0] * len(files), None)
@@ -199,9 +194,9 @@ class Generator(ChatCompletionHandler):
         return ChatPrompt(
             inputs=prompt.inputs,
             config=self.generation_config(request, prompt.room[0]),
-            tokens=prompt.lengths[0],
-            visual_tokens=prompt.visual_tokens[0],
-            kept_visual_tokens=prompt.kept_visual_tokens[0],
+            spent=Spent(
+                prompt.lengths[0], 0, prompt.visual_tokens[0], prompt.kept_visual_tokens[0]
+            ),
             unread=prompt.unread[0],
             abandoned=abandoned,
         )
@@ -222,23 +217,20 @@ class Generator(ChatCompletionHandler):
     def generation_config(self, request: ChatRequest, room: int) -> GenerationConfig:
         """The model's own settings with the request's on top; greedy unless it asks to sample."""
         wanted = request.max_completion_tokens or request.max_tokens or self.limits.max_new_tokens
-        sample = request.sampled
         body = {
             "max_completion_tokens": min(wanted, room),
-            "temperature": request.temperature or None,
-            "top_p": request.top_p,
+            "temperature": (request.temperature or None) if request.sampled else None,
+            "top_p": request.top_p if request.sampled else None,
             "seed": request.seed,
             "frequency_penalty": request.frequency_penalty or None,
         }
-        if not sample:
-            body |= {"temperature": None, "top_p": None}
         config = self._build_generation_config(body, self.model.generation_config)
-        config.do_sample = sample
+        config.do_sample = request.sampled
         return config
 
     def start(self, prompt: ChatPrompt, request: ChatRequest) -> Writing:
         """Begin an answer. Where nothing was read it is empty, and nothing is generated."""
-        new = NewTokens(self.processor.tokenizer, prompt.tokens, request.stop)
+        new = NewTokens(self.processor.tokenizer, prompt.spent.prompt_tokens, request.stop)
         scores = TokenScores(self.spells, request.top_logprobs) if request.logprobs else None
         if prompt.unread:
             nothing: asyncio.Queue = asyncio.Queue()
@@ -268,22 +260,13 @@ class Generator(ChatCompletionHandler):
         wanted: WantedFields,
         documents: list[Attachment],
         abandoned: threading.Event,
-    ) -> asyncio.Future[Found]:
-        """Find fields on the inference thread.
+    ) -> Found:
+        """Find fields.
 
-        Raises (in the future):
+        Raises:
             RequestError: damaged pages, or a page that is too long.
             ConfigError: the model's encoder does not read.
         """
-        return self.manager.async_submit(self._extract, request, wanted, documents, abandoned)
-
-    def _extract(
-        self,
-        request: ChatRequest,
-        wanted: WantedFields,
-        documents: list[Attachment],
-        abandoned: threading.Event,
-    ) -> Found:
         longest = request.max_completion_tokens or request.max_tokens or LONGEST_FIELD
         extractor = Extractor(
             self.model,
@@ -315,6 +298,12 @@ class Generator(ChatCompletionHandler):
         ids = writing.new.ids
         ended = prompt.unread or writing.new.stopped or (bool(ids) and ids[-1] in self.ends)
         return "stop" if ended else "length"
+
+
+def _seen(future: asyncio.Future) -> None:
+    """That work ended because nobody waits for it is no news: asyncio would log its traceback."""
+    if not future.cancelled():
+        future.exception()
 
 
 def _too_long(error: ContextError) -> RequestError:

@@ -65,11 +65,9 @@ class RequestError(AlignVLMError):
     """A request that is not answered: HTTP status, and the error as OpenAI's clients expect it.
 
     Args:
-        message: one line.
         status: HTTP status; from 500 on the server is to blame.
         code: short and stable, for programs.
         param: the field of the request it is about.
-        headers: to be sent with it.
     """
 
     def __init__(
@@ -82,9 +80,7 @@ class RequestError(AlignVLMError):
         headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status = status
-        self.code = code
-        self.param = param
+        self.status, self.code, self.param = status, code, param
         self.headers = headers or {}
 
     def body(self) -> dict[str, Any]:
@@ -158,11 +154,7 @@ class WaitingLine:
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """Hold a place in the line.
-
-        Raises:
-            RequestError: as :meth:`check`.
-        """
+        """Hold a place in the line, or raise as :meth:`check`."""
         self.check()
         self.present += 1
         try:

@@ -110,8 +110,9 @@ def wanted_fields(request: ChatRequest) -> WantedFields | None:
     return wanted
 
 
-def _refused(message: str, code: str = "unsupported_schema") -> RequestError:
-    return RequestError(f"response_format: {message}", code=code, param="response_format")
+def _refused(message: str) -> RequestError:
+    where = "response_format"
+    return RequestError(f"{where}: {message}", code="unsupported_schema", param=where)
 
 
 def _of_schema(form: JsonSchemaFormat, text: str) -> WantedFields:
@@ -174,7 +175,7 @@ def _check_greedy(request: ChatRequest) -> None:
         "n": request.n > 1,
         "logprobs": request.logprobs,
     }
-    for name in (name for name, is_given in given.items() if is_given):
+    if name := next((name for name, is_given in given.items() if is_given), None):
         raise RequestError(
             f"{name}: with response_format the values are the surest words of the pages: leave "
             f"{name} out",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,43 +17,35 @@ class Metrics:
     """Counters of one server, in a registry of their own."""
 
     def __init__(self, line: WaitingLine) -> None:
-        self.registry = registry = CollectorRegistry()
-        self.requests = Counter(
-            "alignvlm_requests", "Requests, by path and status", ["path", "code"], registry=registry
+        self.registry = CollectorRegistry()
+        counter = partial(Counter, registry=self.registry)
+        seconds = partial(Histogram, registry=self.registry, buckets=SECONDS)
+        gauge = partial(Gauge, registry=self.registry)
+        self.requests = counter(
+            "alignvlm_requests", "Requests, by path and status", ["path", "code"]
         )
-        self.seconds = Histogram(
+        self.seconds = seconds(
             "alignvlm_request_seconds",
             "From a request's arrival to its last byte, by path",
             ["path"],
-            buckets=SECONDS,
-            registry=registry,
         )
-        self.first_token = Histogram(
+        self.first_token = seconds(
             "alignvlm_first_token_seconds",
             "From a chat request's arrival to its first text, waiting included",
-            buckets=SECONDS,
-            registry=registry,
         )
-        self.prompt_tokens = Counter(
-            "alignvlm_prompt_tokens",
-            "Prompt tokens as the language model got them",
-            registry=registry,
+        self.prompt_tokens = counter(
+            "alignvlm_prompt_tokens", "Prompt tokens as the language model got them"
         )
-        self.completion_tokens = Counter(
-            "alignvlm_completion_tokens", "Generated tokens", registry=registry
-        )
-        self.stream_errors = Counter(
+        self.completion_tokens = counter("alignvlm_completion_tokens", "Generated tokens")
+        self.stream_errors = counter(
             "alignvlm_stream_errors",
             "Streams that ended in an error after their 200, by code",
             ["code"],
-            registry=registry,
         )
-        self.abandoned = Counter(
-            "alignvlm_abandoned", "Requests whose client left early", registry=registry
-        )
-        waiting = Gauge("alignvlm_queue_waiting", "Requests in the queue", registry=registry)
+        self.abandoned = counter("alignvlm_abandoned", "Requests whose client left early")
+        waiting = gauge("alignvlm_queue_waiting", "Requests in the queue")
         waiting.set_function(lambda: line.waiting)
-        running = Gauge("alignvlm_running", "Requests being answered", registry=registry)
+        running = gauge("alignvlm_running", "Requests being answered")
         running.set_function(lambda: line.running)
 
     def text(self) -> bytes:
@@ -64,9 +57,7 @@ class Measured:
     """ASGI middleware: counts and times every request; ``paths`` are named, others are "other"."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, paths: set[str]) -> None:
-        self.app = app
-        self.metrics = metrics
-        self.paths = paths
+        self.app, self.metrics, self.paths = app, metrics, paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

