@@ -15,8 +15,9 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from ..connectors import AlignConnector
 from ..data import encode
 from ..data.benchmarks.tables import BENCHMARKS
+from ..data.hub_source import HubSource
 from ..data.records import Record, load_images
-from ..data.sources import HubSource, JsonlSource, MixedSource, RenderSource, Source, limit
+from ..data.sources import JsonlSource, MixedSource, RenderSource, Source, limit
 from ..data.vcr_source import VCRSource
 from ..errors import ConfigError, DataError
 from ..model.generation import AlignVLMForConditionalGeneration
