@@ -11,13 +11,9 @@ import pytest
 from PIL import Image
 from tests.documents.test_documents import make_pdf, text_at
 
-from alignvlm.data.benchmarks.tables import (
-    BENCHMARKS,
-    Benchmark,
-    DeepFormSource,
-    WTQSource,
-    split_line,
-)
+from alignvlm.data.benchmarks.benchmark import Benchmark
+from alignvlm.data.benchmarks.forms import DeepFormSource, split_line
+from alignvlm.data.benchmarks.tables import BENCHMARKS, WTQSource
 from alignvlm.data.records import load_images
 from alignvlm.data.sources import Source
 from alignvlm.errors import DataError

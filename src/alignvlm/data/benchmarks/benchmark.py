@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -197,8 +197,3 @@ def unique(row_id: str, seen: dict[str, int], path: Path, row: int) -> None:
     if row_id in seen:
         raise DataError(f"{path}:{row}: id {row_id!r} is already on row {seen[row_id]}")
     seen[row_id] = row
-
-
-def first_shared(mine: Sequence[str], others: set[str]) -> str | None:
-    """Return the first id that is also another split's."""
-    return next((row_id for row_id in mine if row_id in others), None)
