@@ -124,14 +124,6 @@ class Scored(NamedTuple):
         return cls(data["verdicts"], data["groups"], **examples)
 
 
-def require_scorer() -> None:
-    """Find out before training that scoring will work. Raises :class:`ConfigError` otherwise."""
-    try:
-        METRICS["anls"].verdict("", ("",))
-    except ConfigError as error:
-        raise ConfigError(f"the report's scores: {error}") from None
-
-
 def score(
     model: AlignVLMForConditionalGeneration,
     processor: AlignVLMProcessor,

@@ -30,10 +30,11 @@ from ..data.together import together
 from ..errors import AlignVLMError, ConfigError
 from ..files import file_sha256, replacing
 from ..inference.extract import asked_path
+from ..inference.loading import default_device
 from ..model.branches import can_branch
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor
-from ..train.stages import StageDataset
+from ..train.stages import StageDataset, trains_in_bf16
 from ..train.training import last_checkpoint
 from ..train.unfinished import begin, finish, writing
 from ..weights.resolve import resolve
@@ -41,7 +42,7 @@ from .adapter import load_adapted, lora_config, require_peft, save_adapter, unwr
 from .own_data import Data, load_data
 from .pages_once import pages_once
 from .report import Outcome, write_report
-from .scores import Scored, compare, require_scorer, score
+from .scores import Scored, compare, score
 from .settings import Settings
 from .trainer import FinetuneTrainer, Patience, Progress, arguments, stage_of
 
@@ -80,7 +81,6 @@ def finetune(
         WeightsError: weights cannot be read or written; nothing half-written is left at ``out``.
     """
     require_peft()
-    require_scorer()
     out = Path(os.path.abspath(out))
     work = out.with_name(out.name + ".finetuning")
     source = resolve(settings.model)
@@ -129,7 +129,7 @@ def _run(
                 f"{split.documents} documents"
             )
     model, processor = load_pretrained(source, torch.float32)
-    model.to(_device())
+    model.to(default_device())
     if not (can_branch(model.model.language_model) and _page_first(data, processor)):
         data.take_apart()
     with _see_once(settings, data, model):
@@ -140,7 +140,7 @@ def _run(
     gc.collect()
     # scored as it was saved: what is reported is what the user gets
     adapted, processor = load_adapted(work / "adapter", base=source)
-    adapted.to(_device())
+    adapted.to(default_device())
     with _see_once(settings, data, adapted):
         after = _scored(work / "after.json", settings, data, adapted, processor)
     history = json.loads((work / "history.json").read_text(encoding="utf-8"))
@@ -277,10 +277,9 @@ def _train(
             return _score(settings, data, inner, processor, examples=False).parts()
 
     folder = work / "checkpoints"
-    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     trainer = FinetuneTrainer(
         model=wrapped,
-        args=arguments(stage, folder, settings.seed, bf16=bf16, quiet=quiet),
+        args=arguments(stage, folder, settings.seed, bf16=trains_in_bf16(), quiet=quiet),
         train_dataset=train_set,
         eval_dataset=validation_set,
         data_collator=Collator(processor.tokenizer.pad_token_id),
@@ -339,10 +338,6 @@ def _save(wrapped: Any, processor: AlignVLMProcessor, base: str, folder: Path) -
     """An adapter's folder, which appears whole."""
     with replacing(folder) as partial:
         save_adapter(wrapped, processor, base, partial)
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _finish(outcome: Outcome, data: Data, work: Path, overwrite: bool) -> None:

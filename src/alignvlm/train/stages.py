@@ -20,6 +20,7 @@ from ..data.records import Record, load_images
 from ..data.sources import JsonlSource, MixedSource, RenderSource, Source, limit
 from ..data.vcr_source import VCRSource
 from ..errors import ConfigError, DataError
+from ..inference.loading import default_device, default_dtype
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor
 from .recipe import (
@@ -345,6 +346,11 @@ class Losses(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         control.should_log |= control.should_save
         return control
+
+
+def trains_in_bf16() -> bool:
+    """Whether training runs in bf16 on this machine, or in fp32."""
+    return default_dtype(default_device()) == torch.bfloat16
 
 
 def training_arguments(
