@@ -59,8 +59,8 @@ SCORES = {
     "anls": Score("ANLS of answers", mean_score),
     "exact_match": Score("exact match of answers", mean_score),
     "probability": Score("probability of right answers, a token", mean_score),
-    "reading": Score("token-reading accuracy of pages", ratio(["right"], ["all"])),
-    "blank": Score("blank cells of pages left blank", ratio(["right"], ["all"])),
+    "reading": Score("token-reading accuracy of pages", ratio("right", "all")),
+    "blank": Score("blank cells of pages left blank", ratio("right", "all")),
     "aloud": Score("probability of the pages' text, a token", mean_score),
 }
 """Every score of a run by name; all are 0..1 and higher is better."""
