@@ -18,6 +18,7 @@ from typing import Any
 
 from PIL import Image
 
+from ...data.hub.rows import is_saved
 from ...documents.pictures import FORMATS, open_image
 from ...errors import DataError, nearest
 from ...processing.image_processor import MAX_PIXELS, to_rgb
@@ -192,7 +193,7 @@ def open_rows(name: str, spec: HubTaskSpec, split: str, data: str | Path | None)
         if data is None:
             announce(name, f"{spec.hub_id} ({spec.config or 'default'}, {split})")
             return datasets.load_dataset(spec.hub_id, spec.config, split=split)
-        saved = _saved_folder(Path(data), name)
+        saved = next(filter(is_saved, (Path(data), Path(data) / name)), None)
         if saved is not None:
             found = datasets.load_from_disk(str(saved))
             if isinstance(found, datasets.DatasetDict):
@@ -207,13 +208,6 @@ def open_rows(name: str, spec: HubTaskSpec, split: str, data: str | Path | None)
     except Exception as error:  # datasets raises every kind of error, each with a usable message
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise DataError(f"{name}: cannot read {where} [{split}]: {reason}") from error
-
-
-def _saved_folder(root: Path, name: str) -> Path | None:
-    for folder in (root, root / name):
-        if any((folder / file).exists() for file in ("state.json", "dataset_dict.json")):
-            return folder
-    return None
 
 
 def parquet_files(name: str, spec: HubTaskSpec, split: str, root: Path) -> list[Path]:
@@ -279,6 +273,7 @@ def _digest(text: str) -> str:
 _VQA = HubSplit(SHORT_PROMPT, ("anls",), 32, alternatives)
 _TEXTVQA = HubSplit(SHORT_PROMPT, ("textvqa_accuracy",), 32, alternatives)
 _VWTQ = HubSplit(WTQ_PROMPT, ("denotation_accuracy",), 96, list_items)
+_COLUMNS = {"image": "image", "question": "question", "answers": "answers"}
 _TABLE = {"id": "qa_id", "image": "image", "question": "question", "answers": "gt"}
 
 HUB_TASKS: dict[str, HubTaskSpec] = {
@@ -287,13 +282,7 @@ HUB_TASKS: dict[str, HubTaskSpec] = {
         "DocVQA",
         "validation",
         {"validation": _VQA, "train": _VQA},
-        {
-            "id": "questionId",
-            "group": "ucsf_document_id",
-            "image": "image",
-            "question": "question",
-            "answers": "answers",
-        },
+        {"id": "questionId", "group": "ucsf_document_id", **_COLUMNS},
         hidden=("test",),
     ),
     "infovqa": HubTaskSpec(
@@ -301,13 +290,7 @@ HUB_TASKS: dict[str, HubTaskSpec] = {
         "InfographicVQA",
         "validation",
         {"validation": _VQA, "train": _VQA},
-        {
-            "id": "questionId",
-            "group": "image_url",
-            "image": "image",
-            "question": "question",
-            "answers": "answers",
-        },
+        {"id": "questionId", "group": "image_url", **_COLUMNS},
         hidden=("test",),
     ),
     "textvqa": HubTaskSpec(
@@ -315,13 +298,7 @@ HUB_TASKS: dict[str, HubTaskSpec] = {
         None,
         "validation",
         {"validation": _TEXTVQA, "train": _TEXTVQA},
-        {
-            "id": "question_id",
-            "group": "image_id",
-            "image": "image",
-            "question": "question",
-            "answers": "answers",
-        },
+        {"id": "question_id", "group": "image_id", **_COLUMNS},
         hidden=("test",),
     ),
     "tablevqa": HubTaskSpec(
