@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from PIL import Image
 
-from ...documents.pictures import FORMATS
 from ...errors import DataError, nearest
+from ..columns import formats
 from ..records import Record, make_record
 from ..source import check_index
 
@@ -155,11 +155,10 @@ def verify_image(path: Path) -> None:
         raise DataError(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty")
-    Image.init()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # sizes are checked when the page is loaded
         try:
-            with Image.open(path, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
+            with Image.open(path, formats=formats()) as image:
                 image.verify()
         except Exception as error:  # decoders raise every kind of error on damaged bytes
             reason = "" if isinstance(error, Image.UnidentifiedImageError) else f": {error}"

@@ -18,8 +18,9 @@ from typing import Any
 
 from PIL import Image
 
+from ...data.columns import formats
 from ...data.hub.rows import is_saved
-from ...documents.pictures import FORMATS, open_image
+from ...documents.pictures import open_image
 from ...errors import DataError, nearest
 from ...processing.image_processor import MAX_PIXELS, to_rgb
 from ..metrics import Metric
@@ -247,12 +248,10 @@ def decode(value: Any, where: str, *, only_header: bool = False) -> Image.Image:
             raise DataError(f"{where}: {error}") from error
     if not data:
         raise DataError(f"{where}: no image")
-    Image.init()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the size is checked here
         try:
-            formats = [name for name in FORMATS if name in Image.OPEN]
-            image = Image.open(io.BytesIO(data), formats=formats)
+            image = Image.open(io.BytesIO(data), formats=formats())
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise DataError(f"{where}: {width} x {height} pixels is over {MAX_PIXELS} pixels")

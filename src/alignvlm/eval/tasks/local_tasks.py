@@ -170,29 +170,14 @@ def _download(name: str, hub_id: str | None) -> Path:
 
 LOCAL_TASKS: dict[str, LocalTask] = {
     "chartqa": LocalTask(
-        ChartQASource,
-        "val",
-        ("{split}/png",),
-        CHARTQA_PROMPT,
-        ("relaxed_accuracy",),
-        32,
+        ChartQASource, "val", ("{split}/png",), CHARTQA_PROMPT, ("relaxed_accuracy",), 32
     ),
     "wtq": LocalTask(WTQSource, "dev", ("csv",), WTQ_PROMPT, ("denotation_accuracy",), 96),
     "tabfact": LocalTask(
-        TabFactSource,
-        "val",
-        ("tokenized_data",),
-        TABFACT_PROMPT,
-        ("tabfact_accuracy",),
-        8,
+        TabFactSource, "val", ("tokenized_data",), TABFACT_PROMPT, ("tabfact_accuracy",), 8
     ),
     "sroie": LocalTask(
-        SROIESource,
-        "val",
-        ("{split}/img",),
-        SROIE_PROMPT,
-        ("sroie_f1", "anls"),
-        96,
+        SROIESource, "val", ("{split}/img",), SROIE_PROMPT, ("sroie_f1", "anls"), 96
     ),
     "deepform": LocalTask(
         DeepFormSource,
