@@ -50,13 +50,11 @@ class OcrAnswerer:
         self._texts: dict[str, str] = {}
 
     def settings(self) -> dict[str, Any]:
-        """See :class:`~alignvlm.inference.answerers.Answerer`."""
         engine = getattr(self.reader, "engine", "custom")
         own = {"ocr": engine, "max_text_tokens": self.max_text_tokens}
         return {**own, **self.language.settings(self.repetition_guard)}
 
     def answer(self, queries: list[Query]) -> list[Reply]:
-        """See :class:`~alignvlm.inference.answerers.Answerer`."""
         turns, details = [], []
         for query in queries:
             text = "\n\n".join(self.text(page) for page in query.pages)
