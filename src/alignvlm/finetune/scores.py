@@ -239,7 +239,6 @@ def answer_probabilities(
         TooLong: the record has more than ``max_length`` tokens.
     """
     sample = encode.encode_fitting(record, processor, model.config, max_length)
-    # text has no batch axis yet; tiles and grids are concatenated, not stacked
     batch = {key: value.to(model.device) for key, value in Collator(0)([sample]).items()}
     labels = batch.pop("labels")[0, 1:]
     turns = batch.get("turn_ids", torch.zeros_like(batch["input_ids"]))[0, 1:]
