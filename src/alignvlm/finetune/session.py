@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -28,7 +27,7 @@ from ..data import encode
 from ..data.collate import Collator
 from ..data.together import together
 from ..errors import AlignVLMError, ConfigError
-from ..files import file_sha256, replacing
+from ..files import file_sha256
 from ..inference.extract import asked_path
 from ..inference.loading import default_device
 from ..model.branches import can_branch
@@ -265,7 +264,7 @@ def _train(
     local = os.path.isdir(os.path.expanduser(settings.model))
     base = os.path.abspath(source) if local else settings.model
     if not (work / "start").is_dir():
-        _save(wrapped, processor, base, work / "start")
+        save_adapter(wrapped, processor, base, work / "start")
     # where peft looks for the base's config when a checkpoint is written
     wrapped.peft_config["default"].base_model_name_or_path = str(source)
     trained = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
@@ -313,7 +312,7 @@ def _train(
     if history["best_step"] == 0:
         (work / "start").rename(work / "adapter")
     else:
-        _save(wrapped, processor, base, work / "adapter")
+        save_adapter(wrapped, processor, base, work / "adapter")
 
 
 def _connector_trains(
@@ -332,12 +331,6 @@ def _see_once(
     if settings.train_vision or _connector_trains(settings, data, model):
         return nullcontext()
     return pages_once(model)
-
-
-def _save(wrapped: Any, processor: AlignVLMProcessor, base: str, folder: Path) -> None:
-    """An adapter's folder, which appears whole."""
-    with replacing(folder) as partial:
-        save_adapter(wrapped, processor, base, partial)
 
 
 def _finish(outcome: Outcome, data: Data, work: Path, overwrite: bool) -> None:
