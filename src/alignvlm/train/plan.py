@@ -21,18 +21,10 @@ from typing import Any, NamedTuple
 
 from ..connectors.configs import AlignConfig
 from ..data.hub.catalogue import published
-from ..data.sources import JsonlSource
 from ..errors import ConfigError, nearest
 from ..model.generation import AlignVLMForConditionalGeneration
 from .estimate import TEXT_TOKENS, StageSizes, largest_page, meta_model, stage_sizes
-from .recipe import (
-    HubSourceSpec,
-    JsonlSourceSpec,
-    Recipe,
-    RenderSourceSpec,
-    StageSpec,
-    VCRSourceSpec,
-)
+from .recipe import HubSourceSpec, Recipe, RenderSourceSpec, StageSpec, VCRSourceSpec
 from .stages import build_source, part_of
 
 GIB = 2**30
@@ -262,8 +254,6 @@ def _samples(
     for spec in stage.sources:
         if isinstance(spec, RenderSourceSpec | VCRSourceSpec):
             size = spec.size
-        elif isinstance(spec, JsonlSourceSpec):
-            size = len(JsonlSource(spec.path))
         elif not isinstance(spec, HubSourceSpec):
             size = len(build_source(spec, seed))
         elif spec.limit is not None:

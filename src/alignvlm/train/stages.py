@@ -96,13 +96,11 @@ def build_source(spec: SourceSpec, seed: int) -> Source:
 def build_mix(stage: StageSpec, seed: int, processes: int = 1) -> Source:
     """All of a stage's sources as one, long enough for its steps (or epochs) on all processes."""
     sources = [build_source(spec, seed) for spec in stage.sources]
+    weights = [spec.weight for spec in stage.sources]
     if stage.steps is not None:
         size = stage.steps * stage.batch * processes
-    else:
+    else:  # epochs: every sample of every source counts once an epoch
         size = math.ceil((stage.epochs or 1) * sum(len(source) for source in sources))
-    weights = [spec.weight for spec in stage.sources]
-    if stage.steps is None:
-        # epochs: every sample of every source counts once an epoch
         weights = [len(source) * w for source, w in zip(sources, weights, strict=True)]
     return MixedSource(sources, weights, size, seed=seed)
 
