@@ -84,10 +84,6 @@ class Benchmark(ABC):
         """Return question ``index`` without its page."""
         return self.rows[check_index(index, len(self), self.name)]
 
-    def gold(self, index: int) -> tuple[str, ...]:
-        """Return the answer's items (more than one only where the answer is a list)."""
-        return self.row(index).answers
-
     def references(self, row: BenchmarkRow) -> tuple[str, ...]:
         """Return the answers as the benchmark's metric wants them."""
         return row.answers

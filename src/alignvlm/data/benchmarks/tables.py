@@ -3,8 +3,7 @@
 Opening a benchmark reads its questions and checks that every table, image and PDF they name is
 there; nothing is decoded or rendered until a record is asked for. Tables (WikiTableQuestions,
 TabFact) become page images through :func:`alignvlm.data.synthetic.render.render_table`, PDFs
-through :mod:`alignvlm.documents.opening`. ``source.gold(i)`` has the accepted answers for the
-metrics.
+through :mod:`alignvlm.documents.opening`. ``source.row(i).answers`` are the accepted ones.
 """
 
 from __future__ import annotations
