@@ -121,21 +121,6 @@ class Plan:
         """For JSON."""
         return {**asdict(self), "fits": self.fits, "hours": round(self.hours, 2)}
 
-    def to_markdown(self) -> str:
-        """The stages as a table, as docs/scaling.md has it."""
-        head = (
-            "| stage | steps x batch | strategy | weights | gradients | optimizer | working copies "
-            "| activations | GiB a GPU | exaFLOPs | hours |\n| --- |" + " --- |" * 10
-        )
-        rows = [
-            f"| {s.name} | {s.steps:,} x {s.batch} | {s.strategy} | "
-            + " | ".join(f"{value:.1f}" for value in s.memory_gib.values())
-            + f" | {s.total_gib:.1f}{'' if s.fits else ' (too much)'} | {s.exaflops:,.0f} | "
-            f"{s.hours:,.1f} |"
-            for s in self.stages
-        ]
-        return "\n".join([head, *rows])
-
     def to_text(self) -> str:
         """A table for people."""
         lines = [
