@@ -11,13 +11,9 @@ import pytest
 from PIL import Image
 from tests.documents.test_documents import make_pdf, text_at
 
-from alignvlm.data.benchmarks.tables import (
-    BENCHMARKS,
-    Benchmark,
-    DeepFormSource,
-    WTQSource,
-    split_line,
-)
+from alignvlm.data.benchmarks.benchmark import Benchmark
+from alignvlm.data.benchmarks.forms import DeepFormSource, split_line
+from alignvlm.data.benchmarks.tables import BENCHMARKS, WTQSource
 from alignvlm.data.records import load_images
 from alignvlm.data.sources import Source
 from alignvlm.errors import DataError
@@ -89,7 +85,7 @@ def test_every_benchmark_keeps_the_contract(benchmark_source: Benchmark) -> None
     for i in range(len(source)):
         record = source[i]
         assert record.source == source.name == f"{source.key}-train"
-        assert record.answer == "|".join(source.gold(i))
+        assert record.answer == "|".join(source.row(i).answers)
         images = load_images(record)
         for image, words in zip(images, record.words or [[]] * len(images), strict=True):
             for word in words:
@@ -115,8 +111,8 @@ def test_missing_folder_split_and_files(key: str, tmp_path: Path) -> None:
 def test_wtq(tmp_path: Path) -> None:
     wtq(tmp_path)
     source = BENCHMARKS["wtq"](tmp_path, "train")
-    assert source.gold(0) == ("Paris, | France",)
-    assert source.gold(1) == ("1999", "2001")
+    assert source.row(0).answers == ("Paris, | France",)
+    assert source.row(1).answers == ("1999", "2001")
     assert source.table(0).rows[0] == ("1999", 'The "big" Paris, France')
     small = BENCHMARKS["wtq"](tmp_path, "train", font_px=12)
     assert small[0].images[0].width < source[0].images[0].width
@@ -140,7 +136,7 @@ def test_wtq(tmp_path: Path) -> None:
 def test_tabfact(tmp_path: Path) -> None:
     tabfact(tmp_path)
     source = BENCHMARKS["tabfact"](tmp_path, "train")
-    assert [source.gold(i) for i in range(2)] == [("yes",), ("no",)]
+    assert [source.row(i).answers for i in range(2)] == [("yes",), ("no",)]
     question = source[0].question
     assert question.startswith("Is this statement supported by the table? the city be paris ")
     assert question.endswith("Answer yes or no.")
@@ -166,7 +162,7 @@ def test_chartqa(tmp_path: Path) -> None:
     chartqa(tmp_path)
     source = BENCHMARKS["chartqa"](tmp_path, "train")
     assert [source[i].id for i in range(2)] == ["train_human/0", "train_augmented/0"]
-    assert source.gold(1) == ("3",)
+    assert source.row(1).answers == ("3",)
     (tmp_path / "train/train_human.json").unlink()
     assert len(BENCHMARKS["chartqa"](tmp_path, "train")) == 1
     path = tmp_path / "train/train_augmented.json"
@@ -265,7 +261,7 @@ def test_deepform_asks_for_empty_fields(tmp_path: Path) -> None:
     deepform(tmp_path)
     source = DeepFormSource(tmp_path, "train", ask_empty=True)
     assert [row.id.split("/")[1] for row in source.rows] == list(source.questions)
-    assert source.gold(3) == ()
+    assert source.row(3).answers == ()
     assert source[3].answer == "None"
 
 
@@ -277,7 +273,7 @@ def test_wtq_canonical_values(tmp_path: Path) -> None:
     path = put(tmp_path / "tagged/data/random-split-1-train.tagged", "\n".join(lines) + "\n")
     source = WTQSource(tmp_path, "train")
     assert source.references(source.row(1)) == ("1999\t1999.0", "2001\t2001.0")
-    assert source.gold(1) == ("1999", "2001")
+    assert source.row(1).answers == ("1999", "2001")
     assert source[1].answer == "1999|2001"
     path.write_text("\n".join(lines).replace("1999.0|", ""))
     with pytest.raises(DataError, match=r"train\.tsv:3: 2 items, 1 in targetCanon"):

@@ -128,12 +128,13 @@ def test_a_missing_image_names_the_record(processor, tmp_path):
 # --- length ------------------------------------------------------------------------------------
 
 
-def test_long_samples_are_refused_never_cut(processor, images):
+def test_long_samples_are_refused_never_cut(model, processor, images):
     record = make_record("r", images[:1], TURNS, source="t")
     length = len(encode.encode(record, processor)["input_ids"])
-    assert len(encode.encode(record, processor, max_length=length)["input_ids"]) == length
+    sample = encode.encode_fitting(record, processor, model.config, length)
+    assert len(sample["input_ids"]) == length
     with pytest.raises(encode.TooLong, match=f"r: {length} tokens"):
-        encode.encode(record, processor, max_length=length - 1)
+        encode.encode_fitting(record, processor, model.config, length - 1)
 
 
 # --- images alone ------------------------------------------------------------------------------

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from alignvlm.data.hub_source import HubSource
 from alignvlm.data.records import Record, load_images, make_record, transcript
 from alignvlm.data.sources import (
     TRANSCRIBE_QUESTION,
-    HubSource,
     JsonlSource,
     MixedSource,
     RenderSource,
@@ -74,7 +74,7 @@ def test_jsonl(folder: Path) -> None:
     assert source[-1].answer == "ä"
     assert source[0].source == "a"
     assert load_images(source[0])[0].size == (6, 4)
-    assert source.check(images=True) == 2
+    assert len(source) == 2
     assert ids(pickle.loads(pickle.dumps(source))) == ids(source)
     with pytest.raises(IndexError):
         source[2]
@@ -95,22 +95,6 @@ def test_jsonl_errors_name_file_and_row(folder: Path, row: Any, reason: str) -> 
     assert source[0].question == "q?"
     with pytest.raises(DataError, match=rf"a\.jsonl:2: .*{reason}"):
         source[1]
-    with pytest.raises(DataError, match=rf"a\.jsonl:2: .*{reason}"):
-        source.check()
-
-
-def test_jsonl_check_finds_all(folder: Path) -> None:
-    (folder / "bad.png").write_text("no image")
-    rows = [sample(id="a"), "{", sample(id="a"), sample(image="bad.png")]
-    source = JsonlSource(write_jsonl(folder / "a.jsonl", rows))
-    with pytest.raises(DataError, match=r":2: not valid JSON.*\(and 2 more bad rows: 3, 4\)"):
-        source.check(images=True)
-    path = write_jsonl(folder / "b.jsonl", [sample(id="a"), sample(id="a")])
-    with pytest.raises(DataError, match=r"b\.jsonl:2: id 'a' is already on row 1"):
-        JsonlSource(path).check()
-    path = write_jsonl(folder / "c.jsonl", [sample(image="bad.png")])
-    with pytest.raises(DataError, match=r"c\.jsonl:1: .*not an image"):
-        JsonlSource(path).check(images=True)
 
 
 def test_jsonl_bad_files(folder: Path) -> None:
@@ -264,9 +248,6 @@ def test_subset_and_limit() -> None:
     assert ids(limit(source, 2)) == ["a-0", "a-1"]
     assert limit(source, None) is source
     assert limit(source, 100) is source
-    drawn = ids(limit(source, 4, seed=1))
-    assert len(set(drawn)) == 4
-    assert drawn == ids(limit(source, 4, seed=1)) != ids(limit(source, 4, seed=2))
     with pytest.raises(IndexError):
         Subset(source, [9])
     with pytest.raises(DataError, match="limit"):

@@ -66,7 +66,7 @@ def test_a_sample_has_what_is_common_once(make_config, make_processor, records):
             found = torch.cat([sample[key][turns == 0], sample[key][turns == number]])
             assert torch.equal(found, one[key])
     with pytest.raises(encode.TooLong, match="more than max_length=9"):
-        encode.encode(together(parts), processor, max_length=9)
+        encode.encode_fitting(together(parts), processor, make_config("align"), 9)
 
 
 TEXT_FIRST = (
@@ -90,9 +90,11 @@ def test_only_the_longest_turn_counts(make_config, make_processor, records):
     processor = make_processor(make_config("align"))
     parts = [records[i] for i in (0, 2, 3)]
     most = max(len(encode.encode(record, processor)["input_ids"]) for record in parts)
-    assert len(encode.encode(together(parts), processor, max_length=most)["input_ids"]) > most
+    config = make_config("align")
+    sample = encode.encode_fitting(together(parts), processor, config, most)
+    assert len(sample["input_ids"]) > most
     with pytest.raises(encode.TooLong, match=f"{most} tokens, more than max_length={most - 1}"):
-        encode.encode(together(parts), processor, max_length=most - 1)
+        encode.encode_fitting(together(parts), processor, config, most - 1)
 
 
 def test_the_same_question_twice_keeps_both_answers(make_config, make_processor, images):

@@ -139,9 +139,10 @@ def test_sideways_words_are_left_out_and_not_blank(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("unread", [[], [[[1, 2, 3]]], [[[5, 0, 1, 9]]], "x", [["x"]]])
 def test_records_check_their_boxes(unread: Any) -> None:
-    row = {"images": ["p.png"], "messages": [{"role": "user", "content": "?"}], "unread": unread}
+    image = Image.new("RGB", (9, 9))
+    row = {"images": [image], "messages": [{"role": "user", "content": "?"}], "unread": unread}
     with pytest.raises(DataError, match="'unread'"):
-        validate_record(row, where="a.jsonl:1", check_files=False)
+        validate_record(row, where="a.jsonl:1")
     row["unread"] = [[[1, 2, 3, 4]]]
-    found = validate_record(row, where="a.jsonl:1", check_files=False)
+    found = validate_record(row, where="a.jsonl:1")
     assert found.unread == [[(1, 2, 3, 4)]]

@@ -187,10 +187,7 @@ def test_sizes_are_those_the_model_sees(model, processor):
 
 
 def test_only_the_wrong_size_is_wrong(model, processor):
-    pages = [
-        RenderSource(SPEC.model_copy(update={"font_px": (px, px)}), 1, name=str(px))[0]
-        for px in (14, 20)
-    ]
+    pages = [RenderSource(SPEC.model_copy(update={"font_px": (px, px)}), 1)[0] for px in (14, 20)]
     blank = model.config.blank_token_id
     says = iter([lambda t: t, lambda t: torch.full_like(t, blank)])
     with Rigged(model, processor, pages, lambda truth: next(says)(truth)):

@@ -12,9 +12,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alignvlm.data.benchmarks.benchmark import NO_VALUE, Benchmark
+from alignvlm.data.benchmarks.benchmark import ANSWER_SEPARATOR, NO_VALUE, Benchmark
 from alignvlm.data.benchmarks.tables import (
-    ANSWER_SEPARATOR,
     ChartQASource,
     DeepFormSource,
     SROIESource,

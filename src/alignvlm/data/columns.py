@@ -150,10 +150,9 @@ def _picture(value: Any, where: str, find: Find | None) -> Any:
     if value.get("bytes") is None:
         return value.get("path")
     try:
-        image = Image.open(io.BytesIO(value["bytes"]), formats=formats())
+        return Image.open(io.BytesIO(value["bytes"]), formats=formats())
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: the image bytes cannot be decoded: {error}") from error
-    return image
 
 
 def formats() -> list[str]:

@@ -51,9 +51,7 @@ def chat_messages(record: Record) -> list[dict[str, Any]]:
     ]
 
 
-def encode(
-    record: Record, processor: AlignVLMProcessor, *, max_length: int | None = None
-) -> dict[str, Tensor]:
+def encode(record: Record, processor: AlignVLMProcessor) -> dict[str, Tensor]:
     """Ids, labels and tiles of one record.
 
     Returns:
@@ -63,14 +61,11 @@ def encode(
 
     Raises:
         DataError: no assistant turn, or placeholders do not fit; names the record.
-        TooLong: more than ``max_length`` tokens.
     """
     if record.independent_turns:
         sample = joined([encode(one, processor) for one in apart(record)])
         if bool((sample["input_ids"][sample["turn_ids"] > 0] == processor.image_token_id).any()):
             raise PageBehind(f"{record.id}: the chat template puts the page behind the question")
-        if max_length is not None:
-            check_length(record, int(longest(sample).sum()), max_length)
         return sample
     try:
         batch = processor.apply_chat_template(
@@ -86,8 +81,6 @@ def encode(
     mask = torch.as_tensor(batch["assistant_masks"][0], dtype=torch.bool)
     if not bool(mask.any()):
         raise DataError(f"{record.id}: no assistant turn to learn from")
-    if max_length is not None:
-        check_length(record, len(ids), max_length)
     sample = {
         "input_ids": ids,
         "attention_mask": batch["attention_mask"][0],
@@ -99,30 +92,21 @@ def encode(
     return sample
 
 
-def check_length(record: Record, length: int, max_length: int) -> None:
-    """Refuse a sample of more than ``max_length`` tokens.
-
-    Raises:
-        TooLong: it has more; names the record.
-    """
-    if length > max_length:
-        raise TooLong(f"{record.id}: {length} tokens, more than max_length={max_length}")
-
-
 def encode_fitting(
-    record: Record, processor: AlignVLMProcessor, config: AlignVLMConfig, max_length: int | None
+    record: Record, processor: AlignVLMProcessor, config: AlignVLMConfig, max_length: int
 ) -> dict[str, Tensor]:
     """:func:`encode`, with the limit on what the language model gets: most placeholders of a page
     may stand for blanks that are dropped before it.
 
     Raises:
-        TooLong: more than ``max_length`` tokens remain.
+        TooLong: more than ``max_length`` tokens remain; names the record.
     """
-    if max_length is None or config.blank_threshold is None:
-        return encode(record, processor, max_length=max_length)
     sample = encode(record, processor)
-    if int(longest(sample).sum()) > max_length:
-        check_length(record, kept_length(sample, record, config, processor.tokenizer), max_length)
+    length = int(longest(sample).sum())
+    if length > max_length and config.blank_threshold is not None:
+        length = kept_length(sample, record, config, processor.tokenizer)
+    if length > max_length:
+        raise TooLong(f"{record.id}: {length} tokens, more than max_length={max_length}")
     return sample
 
 

@@ -189,7 +189,9 @@ def page_targets(
     Args:
         unread: boxes of ink that no word explains; blank cells there are not scored.
     """
-    rows, cols = _cells(config)
+    layout = config.tile_token_grid
+    assert layout is not None, "grounding needs a connector with a token grid"
+    rows, cols = layout
     scale = config.page_scale(image_size, grid)
     assert config.blank_token_id is not None
     cell = config.tile_height / rows, config.tile_width / cols
@@ -285,9 +287,3 @@ def frequent_tokens(
         if token not in tokenizer.all_special_ids:
             chosen.setdefault(token)
     return torch.tensor(sorted(chosen))
-
-
-def _cells(config: AlignVLMConfig) -> tuple[int, int]:
-    layout = config.tile_token_grid
-    assert layout is not None, "grounding needs a connector with a token grid"
-    return layout

@@ -18,7 +18,7 @@ from .hub.archives import archives_in
 from .hub.catalogue import published
 from .hub.image_files import ImageFiles, images_at, with_images
 from .hub.place import fetched, local_copy
-from .hub.rows import TableName, load_stream, load_table, table_name
+from .hub.rows import TableName, load_stream, load_table
 from .records import Record, validate_record
 from .source import check_index, named
 
@@ -70,19 +70,13 @@ class HubSet:
         if question is None and self.known is not None:
             self.question = self.known.question
         self._given_columns = columns
-        self.table = self._table(split, config, data_files, download)
-
-    def _table(
-        self, split: str, config: str | None, data_files: Sequence[str], download: bool
-    ) -> TableName:
-        known = self.known
-        name = table_name(self.reference, split, config, data_files, known)
-        if known is not None and known.configs and not name.is_one_table:
-            name.require_config(known.configs)
-        if name.place is None and known is not None and known.archives:
-            place = fetched(known, name.files, download=download)
-            name = replace(name, place=place)
-        return name
+        known, place = self.known, local_copy(self.reference)
+        self.table = TableName(self.reference, split, config, tuple(data_files), known, place)
+        if known is not None and known.configs and not self.table.is_one_table:
+            self.table.require_config(known.configs)
+        if place is None and known is not None and known.archives:
+            place = fetched(known, self.table.files, download=download)
+            self.table = replace(self.table, place=place)
 
     def columns(self, present: Sequence[str]) -> dict[str, str]:
         """Roles and the table's columns.
@@ -136,13 +130,13 @@ class HubSet:
             obj.setdefault("question", self.question)
         chat = "messages" in columns or "turns" in columns
         if not chat and obj.get("image") is None and not obj.get("images"):
-            raise DataError(f"{where}: {self._no_image()}")
+            config = self.table.config or "these rows"
+            raise DataError(
+                f"{where}: the set has no images of {config}: {self._origin()}, and name them, "
+                "images: FOLDER"
+            )
         record = validate_record(obj, where=where, require_answer=self.require_answer)
         return named(record, self.name)
-
-    def _no_image(self) -> str:
-        config = self.table.config or "these rows"
-        return f"the set has no images of {config}: {self._origin()}, and name them, images: FOLDER"
 
     def _origin(self) -> str:
         """Where images that the set does not have come from."""
@@ -179,20 +173,16 @@ class HubSource:
         self._data = load_table(self.set.table)
         self._columns = self.set.columns(self._data.column_names)
         self._files = self.set.image_files()
-        self._find = None if self._files is None else self._path
+        self._find = None if self._files is None else self._files.find
         if self._files is not None and self._files.archives:
-            self._unpack()
+            self._unpack(self._files)
 
-    def _unpack(self) -> None:
+    def _unpack(self, files: ImageFiles) -> None:
         """Look for the first image now, and not in each worker."""
         for index in range(min(len(self), FIRST_ROWS)):
             for path in image_paths(self._data[index], self._columns):
-                self._path(path)
+                files.find(path)
                 return
-
-    def _path(self, path: str) -> str:
-        assert self._files is not None
-        return str(self._files.find(path))
 
     def __len__(self) -> int:
         return len(self._data) if self.limit is None else min(self.limit, len(self._data))
@@ -234,22 +224,18 @@ class HubStream:
 
     def __iter__(self) -> Iterator[Record]:
         files = self.set.image_files()
-        if files is None:
+        if files is None or not files.archives:
+            find = None if files is None else files.find
             for index, row in enumerate(self._rows):
-                yield self.set.record(row, index, self._columns, None)
+                yield self.set.record(row, index, self._columns, find)
             return
 
         def packed(row: dict[str, Any]) -> list[str]:
             return [p for p in image_paths(row, self._columns) if not files.is_here(p)]
 
-        rows = with_images(self._rows, packed, files) if files.archives else _plain(self._rows)
-        for index, row, images in rows:
+        for index, row, images in with_images(self._rows, packed, files):
             yield self.set.record(row, index, self._columns, partial(_picture, files, images))
 
 
 def _picture(files: ImageFiles, images: Mapping[str, Any], path: str) -> Any:
-    return images[path] if path in images else str(files.find(path))
-
-
-def _plain(rows: Any) -> Iterator[tuple[int, dict[str, Any], dict[str, Any]]]:
-    return ((index, row, {}) for index, row in enumerate(rows))
+    return images[path] if path in images else files.find(path)

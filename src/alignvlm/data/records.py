@@ -128,7 +128,6 @@ def validate_record(
     where: str,
     base_dir: Path | None = None,
     require_answer: bool = False,
-    check_files: bool = True,
 ) -> Record:
     """Check one sample and return it in full, normalised form.
 
@@ -136,9 +135,9 @@ def validate_record(
         obj: the decoded sample, full or short form (see the module's text).
         where: how to name the sample in errors, such as ``"file.jsonl:17"``; also its id if it
             has none.
-        base_dir: folder that relative image paths start from.
+        base_dir: folder that relative image paths start from; an image is not opened here, but its
+            file must be there.
         require_answer: refuse a sample without an assistant turn at its end.
-        check_files: refuse image paths that are not files (they are not opened here).
 
     Raises:
         DataError: the first thing wrong; the message starts with ``where``.
@@ -154,7 +153,7 @@ def validate_record(
         raise DataError(f"{where}: 'source' must be a string, got {_kind(source)}")
     if not isinstance(obj["images"], list | tuple):
         raise DataError(f"{where}: 'images' must be a list, got {_kind(obj['images'])}")
-    images = [_image(x, i, where, base_dir, check_files) for i, x in enumerate(obj["images"])]
+    images = [_image(x, i, where, base_dir) for i, x in enumerate(obj["images"])]
     messages = normalise_messages(obj["messages"], len(images), where=where)
     if require_answer and messages[-1]["role"] != "assistant":
         raise DataError(f"{where}: no answer: the last message is not the assistant's")
@@ -275,9 +274,7 @@ def _parts(content: Any, role: str, at: str) -> list[dict[str, Any]]:
     return parts
 
 
-def _image(
-    image: Any, index: int, where: str, base_dir: Path | None, check_files: bool
-) -> Image.Image | str:
+def _image(image: Any, index: int, where: str, base_dir: Path | None) -> Image.Image | str:
     if isinstance(image, Image.Image):
         return image
     if not isinstance(image, str | os.PathLike) or not str(image):
@@ -285,7 +282,7 @@ def _image(
     path = Path(image)
     if base_dir is not None and not path.is_absolute():
         path = Path(base_dir) / path
-    if check_files and not path.is_file():
+    if not path.is_file():
         raise DataError(f"{where}: image {index + 1} not found: {path}")
     return str(path)
 

@@ -18,26 +18,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from ..errors import DataError, nearest
-from .hub_source import HubSource
 from .json_list import is_json_list, list_entries
-from .records import Record, load_images, make_record, transcript, validate_record
+from .records import Record, make_record, transcript, validate_record
 from .source import Source, check_index, named
 
 if TYPE_CHECKING:
     from .synthetic.render import RenderedPage, RenderSpec
-
-__all__ = [
-    "TRANSCRIBE_QUESTION",
-    "HubSource",
-    "JsonlSource",
-    "MixedSource",
-    "RenderSource",
-    "Source",
-    "Subset",
-    "check_index",
-    "draw",
-    "limit",
-]
 
 TRANSCRIBE_QUESTION = "Read the text on the page."
 
@@ -107,33 +93,6 @@ class JsonlSource:
         )
         return named(record, self.name)
 
-    def check(self, *, images: bool = False) -> int:
-        """Validate every row (and decode every image if ``images``); return how many there are.
-
-        Raises:
-            DataError: the first bad row and the line numbers of the next ones, or an id used twice.
-        """
-        first, bad, seen = "", [], {}
-        for index, row in enumerate(self._rows):
-            try:
-                record = self[index]
-                if record.id in seen:
-                    raise DataError(
-                        f"{self.path}:{row}: id {record.id!r} is already on row {seen[record.id]}"
-                    )
-                seen[record.id] = row
-                if images:
-                    load_images(record)
-            except DataError as error:
-                where, text = f"{self.path}:{row}", str(error)
-                first = first or (text if text.startswith(where) else f"{where}: {text}")
-                bad.append(row)
-        if bad:
-            more = ", ".join(map(str, bad[1:11])) + (", ..." if len(bad) > 11 else "")
-            note = f" (and {len(bad) - 1} more bad rows: {more})" if len(bad) > 1 else ""
-            raise DataError(first + note)
-        return len(self)
-
 
 class RenderSource:
     """Pages drawn on demand with known words: record ``i`` is ``render_page`` of a seed from ``i``.
@@ -148,8 +107,6 @@ class RenderSource:
         size: int,
         seed: int = 0,
         task: Literal["qa", "transcribe", "both"] = "qa",
-        *,
-        name: str | None = None,
     ) -> None:
         if task not in ("qa", "transcribe", "both"):
             hint = nearest(task, ("qa", "transcribe", "both"))
@@ -157,7 +114,7 @@ class RenderSource:
         if size < 1:
             raise DataError(f"render: size must be at least 1, not {size}")
         self.spec, self.size, self.seed, self.task = spec, size, seed, task
-        self.name = name or f"render-{spec.layout}"
+        self.name = f"render-{spec.layout}"
 
     def __len__(self) -> int:
         return self.size
@@ -272,12 +229,10 @@ class Subset:
         return self.source[self.indices[check_index(index, len(self), self.name)]]
 
 
-def limit(source: Source, count: int | None, *, seed: int | None = None) -> Source:
-    """Keep the first ``count`` records, or a random ``count`` of them if a seed is given."""
+def limit(source: Source, count: int | None) -> Source:
+    """Keep the first ``count`` records."""
     if count is None or count >= len(source):
         return source
     if count < 1:
         raise DataError(f"{source.name}: limit must be at least 1, not {count}")
-    if seed is None:
-        return Subset(source, range(count))
-    return Subset(source, np.random.default_rng(seed).permutation(len(source))[:count].tolist())
+    return Subset(source, range(count))

@@ -89,11 +89,9 @@ class MajorityAnswerer:
         self._overall = _most_frequent(known.overall)
 
     def settings(self) -> dict[str, Any]:
-        """See :class:`~alignvlm.inference.answerers.Answerer`."""
         return {"answers_from": self.known.origin}
 
     def answer(self, queries: list[Query]) -> list[Reply]:
-        """See :class:`~alignvlm.inference.answerers.Answerer`."""
         return [Reply(self._best.get(query.prompt, self._overall)) for query in queries]
 
 
@@ -111,11 +109,9 @@ class RandomAnswerer:
         self.known, self.seed = known, seed
 
     def settings(self) -> dict[str, Any]:
-        """See :class:`~alignvlm.inference.answerers.Answerer`."""
         return {"answers_from": self.known.origin, "seed": self.seed}
 
     def answer(self, queries: list[Query]) -> list[Reply]:
-        """See :class:`~alignvlm.inference.answerers.Answerer`."""
         return [Reply(self._draw(query)) for query in queries]
 
     def _draw(self, query: Query) -> str:

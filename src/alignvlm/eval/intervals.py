@@ -81,8 +81,8 @@ def _blocks(total: int, groups: int) -> list[int]:
     return [min(size, total - start) for start in range(0, total, size)]
 
 
-def _bounds(values: NDArray, level: float) -> tuple[float, float]:
-    tail = 100 * (1 - level) / 2
+def _bounds(values: NDArray) -> tuple[float, float]:
+    tail = 100 * (1 - LEVEL) / 2
     low, high = np.percentile(values, [tail, 100 - tail])
     return float(low), float(high)
 
@@ -94,7 +94,6 @@ def bootstrap_interval(
     *,
     seed: int = 0,
     resamples: int = RESAMPLES,
-    level: float = LEVEL,
 ) -> tuple[float, float]:
     """Percentile interval of a score when documents are drawn again, with replacement."""
     sample = Resampler(groups, verdicts, aggregate)
@@ -103,7 +102,7 @@ def bootstrap_interval(
         sample.scores(rng.integers(0, sample.count, (rows, sample.count)))
         for rows in _blocks(resamples, sample.count)
     ]
-    return _bounds(np.concatenate(values), level)
+    return _bounds(np.concatenate(values))
 
 
 class Paired:
@@ -133,38 +132,34 @@ class Paired:
     def _differences(self, first: NDArray, second: NDArray) -> NDArray:
         return self.both.scores(second) - self.both.scores(first)
 
-    def interval(
-        self, *, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL
-    ) -> tuple[float, float]:
+    def interval(self, *, seed: int = 0) -> tuple[float, float]:
         """Percentile interval of second minus first; both get the same documents."""
         rng = np.random.default_rng(seed)
         values = []
-        for rows in _blocks(resamples, self.groups):
+        for rows in _blocks(RESAMPLES, self.groups):
             picks = rng.integers(0, self.groups, (rows, self.groups))
             values.append(self._differences(picks, picks + self.groups))
-        return _bounds(np.concatenate(values), level)
+        return _bounds(np.concatenate(values))
 
-    def sign_flip(self, *, seed: int = 0, permutations: int = PERMUTATIONS) -> float:
+    def sign_flip(self, *, seed: int = 0) -> float:
         """Two-sided p-value of "which system said what does not matter": in each document the two
-        are swapped or not. All swaps where documents are few, else ``permutations`` drawn ones."""
+        are swapped or not. All swaps where documents are few, else :data:`PERMUTATIONS` drawn."""
         own = np.arange(self.groups)
         exact = self.groups <= EXACT_GROUPS
-        rng = np.random.default_rng(seed)
+        if exact:
+            drawn = [np.arange(2**self.groups)[:, None] >> own & 1]
+        else:
+            rng = np.random.default_rng(seed)
+            blocks = _blocks(PERMUTATIONS, self.groups)
+            drawn = (rng.integers(0, 2, (rows, self.groups)) for rows in blocks)
         hits, total = 0, 0
         bound = abs(self.difference) - 1e-12
-        for flips in self._flips(exact, rng, permutations):
+        for flips in drawn:
             picks = own + self.groups * flips
             other = own + self.groups * (1 - flips)
             hits += int((np.abs(self._differences(picks, other)) >= bound).sum())
             total += len(flips)
         return hits / total if exact else (hits + 1) / (total + 1)
-
-    def _flips(self, exact: bool, rng: np.random.Generator, permutations: int):
-        if exact:
-            yield np.arange(2**self.groups)[:, None] >> np.arange(self.groups) & 1
-            return
-        for rows in _blocks(permutations, self.groups):
-            yield rng.integers(0, 2, (rows, self.groups))
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int, float]:

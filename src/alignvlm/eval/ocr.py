@@ -5,7 +5,6 @@ The reader is in :mod:`alignvlm.data.harvest.ocr_words`; training data is made w
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from PIL import Image
@@ -13,6 +12,7 @@ from PIL import Image
 from ..data.harvest.ocr_words import Box, RapidOcrReader, Reader, reading_order
 from ..errors import ConfigError
 from ..inference.answerers import LanguageModel, Query, Reply
+from .shown import pages_sha256
 
 __all__ = ["MAX_TEXT_TOKENS", "Box", "OcrAnswerer", "RapidOcrReader", "reading_order"]
 
@@ -47,16 +47,14 @@ class OcrAnswerer:
         self.language, self.repetition_guard = language, repetition_guard
         self.max_text_tokens = min(max_text_tokens, language.max_length // 2)
         self.reader = reader or RapidOcrReader()
-        self._texts: dict[bytes, str] = {}
+        self._texts: dict[str, str] = {}
 
     def settings(self) -> dict[str, Any]:
-        """See :class:`~alignvlm.inference.answerers.Answerer`."""
         engine = getattr(self.reader, "engine", "custom")
         own = {"ocr": engine, "max_text_tokens": self.max_text_tokens}
         return {**own, **self.language.settings(self.repetition_guard)}
 
     def answer(self, queries: list[Query]) -> list[Reply]:
-        """See :class:`~alignvlm.inference.answerers.Answerer`."""
         turns, details = [], []
         for query in queries:
             text = "\n\n".join(self.text(page) for page in query.pages)
@@ -72,8 +70,7 @@ class OcrAnswerer:
 
     def text(self, page: Image.Image) -> str:
         """What the OCR reads on a page; several questions about a page read it once."""
-        data = f"{page.mode}{page.size}".encode() + page.tobytes()
-        key = hashlib.sha256(data).digest()
+        key = pages_sha256([page])
         if key not in self._texts:
             self._texts[key] = reading_order(self.reader(page))
         return self._texts[key]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ..connectors import AlignConnector
 from ..data import encode
+from ..data.collate import Collator
 from ..data.ground import MAX_SHIFT, as_words, line_middles, tile_targets
 from ..data.records import Record
 from ..data.sources import Source
@@ -114,7 +115,8 @@ def reading_accuracy(
     found: list[PageAccuracy] = []
     nll: list[Tensor] = []
     count = min(pages, len(source))
-    for index in tqdm(range(count), desc=source_name(source), disable=not progress, unit="page"):
+    title = getattr(source, "name", "pages")
+    for index in tqdm(range(count), desc=title, disable=not progress, unit="page"):
         record = source[index]
         if record.words is not None:
             read, loss = _read(model, align, processor, record)
@@ -135,11 +137,6 @@ def reading_accuracy(
         blank[1],
         tuple(found),
     )
-
-
-def source_name(source: Any) -> str:
-    """Name of a source, for people."""
-    return getattr(source, "name", "pages")
 
 
 def _read(
@@ -243,10 +240,8 @@ def answer_loss(
     model.eval()
     total, tokens = 0.0, 0
     for index in range(min(records, len(source))):
-        sample = encode.encode(source[index], processor)
-        # text has no batch axis yet; tiles and grids are concatenated, not stacked
-        text = ("input_ids", "attention_mask", "labels")
-        batch = {k: (v[None] if k in text else v).to(model.device) for k, v in sample.items()}
+        samples = Collator(0)([encode.encode(source[index], processor)])
+        batch = {key: value.to(model.device) for key, value in samples.items()}
         supervised = int((batch["labels"][:, 1:] >= 0).sum())
         total += model(**batch, skip_logits=True).loss.item() * supervised
         tokens += supervised

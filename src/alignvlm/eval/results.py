@@ -19,6 +19,7 @@ from PIL import __version__ as pillow_version
 
 from .. import __version__
 from ..errors import DataError
+from ..files import replacing
 
 FORMAT = 1
 """Of result and partial files; a reader refuses others."""
@@ -73,17 +74,10 @@ def write_result(result: Result, out: Path) -> None:
         OSError: the disk is full or the folder cannot be written; nothing is left behind.
     """
     text = json.dumps(result.to_dict(), ensure_ascii=False, indent=1, allow_nan=False)
-    beside = out.with_name(out.name + ".tmp")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(out)
-    except BaseException:
-        with suppress(OSError):
-            beside.unlink()
-        raise
+    with replacing(out) as partial, partial.open("w", encoding="utf-8") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_result(path: str | Path) -> Result:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -173,19 +172,18 @@ def _answer(
     quiet: bool | None,
 ) -> None:
     """Answer what is not answered yet, batch after batch."""
-    hidden = not sys.stderr.isatty() if quiet is None else quiet
     metric, verdicts = task.metrics[0], []
     with tqdm(
         total=len(samples),
         initial=len(partial.rows),
         desc=f"{task.name} {answerer.name}",
         unit="sample",
-        disable=hidden,
+        disable=quiet,  # None: where stderr is no terminal
     ) as bar:
         while (start := len(partial.rows)) < len(samples):
             batch = samples[start : start + batch_size]
             partial.append(_batch(answerer, task, batch, chosen[start : start + batch_size]))
-            if not hidden:
+            if not bar.disable:
                 said = list(zip(samples, partial.rows, strict=False))[len(verdicts) :]
                 verdicts += [metric.verdict(row["prediction"], s.answers) for s, row in said]
                 score = metric.aggregate(verdicts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,10 +46,10 @@ def check_shown(
     Raises:
         DataError: a page changed since, or an earlier version did not note it.
     """
-    hidden = not sys.stderr.isatty() if quiet is None else quiet
     named = zip(indices, rows, strict=True)
+    # disable=None: where stderr is no terminal
     bar = tqdm(named, desc="comparing pages", unit="sample", total=len(rows), leave=False,
-               disable=hidden)  # fmt: skip
+               disable=quiet)  # fmt: skip
     for index, row in bar:
         if SHOWN not in row:
             raise DataError(

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..compose.assemble import load_pretrained
 from ..errors import ConfigError, WeightsError
+from ..files import replacing
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor
 from ..weights.folder import check_folder, loaded
@@ -110,11 +111,13 @@ def unwrapped(model: Any) -> Iterator[AlignVLMForConditionalGeneration]:
 
 
 def save_adapter(wrapped: Any, processor: AlignVLMProcessor, base: str, folder: Path) -> None:
-    """Write adapter and processor; ``base`` is what the adapter says it belongs to."""
+    """Write adapter and processor, whole or not at all; ``base`` is what the adapter says it
+    belongs to."""
     wrapped.peft_config["default"].base_model_name_or_path = base
-    # the embedding never changes; "auto" may ask the hub whether it did
-    wrapped.save_pretrained(folder, save_embedding_layers=False)
-    processor.save_pretrained(folder)
+    with replacing(folder) as partial:
+        # the embedding never changes; "auto" may ask the hub whether it did
+        wrapped.save_pretrained(partial, save_embedding_layers=False)
+        processor.save_pretrained(partial)
 
 
 def base_of(folder: Path) -> str:

@@ -37,15 +37,12 @@ def merge_adapter(
     out = Path(os.path.abspath(out))
     if out.exists():
         raise ConfigError(f"{out} exists already; choose another folder")
-    model, processor = load_adapted(adapter_folder(adapter), base=base, dtype=torch.float32)
+    folder = Path(adapter).expanduser()
+    inner = folder / "adapter"
+    if (inner / "adapter_config.json").is_file():  # the folder of a whole run was given
+        folder = inner
+    model, processor = load_adapted(folder, base=base, dtype=torch.float32)
     with new_folder(out) as partial:
         model.to(dtype).save_pretrained(partial)
         processor.save_pretrained(partial)
     return out
-
-
-def adapter_folder(folder: str | os.PathLike[str]) -> Path:
-    """The adapter itself, also where the folder of the whole run is given."""
-    folder = Path(folder).expanduser()
-    inner = folder / "adapter"
-    return inner if (inner / "adapter_config.json").is_file() else folder

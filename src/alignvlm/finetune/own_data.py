@@ -7,7 +7,7 @@ so are all questions about the same images.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -132,7 +132,9 @@ def load_data(settings: Settings, folder: Path, *, progress: bool = False) -> Da
         found = from_pdf(settings.pdfs, folder, dpi=settings.dpi, progress=progress)
         data.harvest = found.to_dict()
         pages = JsonlSource(found.records, name="pages")
-        data.pages = _split(pages, _keys(pages, document_of_page), [None] * len(pages), settings)
+        # every record is read once, so that a bad row is found before training starts
+        documents = [document_of_page(pages[index]) for index in range(len(pages))]
+        data.pages = _split(pages, documents, [None] * len(pages), settings)
     if settings.data is not None and settings.is_table:
         images = None if settings.images is None else Path(settings.images)
         table = FieldTable(Path(settings.data), images=images, dpi=settings.dpi)
@@ -146,11 +148,6 @@ def load_data(settings: Settings, folder: Path, *, progress: bool = False) -> Da
         pages = [tuple(record.images) if can_join(record) else None for record in records]
         data.questions = _split(questions, documents, pages, settings)
     return data
-
-
-def _keys(source: Source, document: Callable[[Record], str]) -> list[str]:
-    """Reads every record once, so that a bad row is found before training starts."""
-    return [document(source[index]) for index in range(len(source))]
 
 
 def document_of_page(record: Record) -> str:
@@ -170,12 +167,12 @@ def _split(
     source: Source, keys: Sequence[str], pages: Sequence[Hashable | None], settings: Settings
 ) -> Split:
     """Cut a source in two by the documents' ``keys``; records of equal ``pages`` train together."""
-    held_out, by = choose_held_out(keys, settings.validation, settings.seed)
-    if held_out is None:
+    if len(keys) < 2:
         raise DataError(
             f"{source.name}: there is only one record, and a part must be held out to measure on; "
             "add more"
         )
+    held_out, by = choose_held_out(keys, settings.validation, settings.seed)
     chosen = set(held_out)
     rest = [index for index in range(len(keys)) if index not in chosen]
     train, held = (Subset(source, part, name=source.name) for part in (rest, held_out))
@@ -183,18 +180,15 @@ def _split(
     return Split(train, held, len(set(keys)), by, samples, [pages[index] for index in held_out])
 
 
-def choose_held_out(keys: Sequence[str], share: float, seed: int) -> tuple[list[int] | None, str]:
+def choose_held_out(keys: Sequence[str], share: float, seed: int) -> tuple[list[int], str]:
     """Indices of about ``share`` of the records, whole groups of equal keys at a time.
 
     Groups are drawn by the seed as long as they fit. Where none does, the smallest is taken; where
     that is more than half of everything (one document, say), records are drawn instead.
 
     Returns:
-        The indices in order, ``None`` if there are not two records; and what was drawn:
-        ``"document"`` or ``"record"``.
+        The indices in order, and what was drawn: ``"document"`` or ``"record"``.
     """
-    if len(keys) < 2:
-        return None, "record"
     groups: dict[str, list[int]] = {}
     for index, key in enumerate(keys):
         groups.setdefault(key, []).append(index)

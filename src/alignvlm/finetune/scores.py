@@ -59,8 +59,8 @@ SCORES = {
     "anls": Score("ANLS of answers", mean_score),
     "exact_match": Score("exact match of answers", mean_score),
     "probability": Score("probability of right answers, a token", mean_score),
-    "reading": Score("token-reading accuracy of pages", ratio(["right"], ["all"])),
-    "blank": Score("blank cells of pages left blank", ratio(["right"], ["all"])),
+    "reading": Score("token-reading accuracy of pages", ratio("right", "all")),
+    "blank": Score("blank cells of pages left blank", ratio("right", "all")),
     "aloud": Score("probability of the pages' text, a token", mean_score),
 }
 """Every score of a run by name; all are 0..1 and higher is better."""
@@ -122,14 +122,6 @@ class Scored(NamedTuple):
         data = json.loads(file.read_text(encoding="utf-8"))
         examples = {key: [Example(*row) for row in data[key]] for key in ("questions", "pages")}
         return cls(data["verdicts"], data["groups"], **examples)
-
-
-def require_scorer() -> None:
-    """Find out before training that scoring will work. Raises :class:`ConfigError` otherwise."""
-    try:
-        METRICS["anls"].verdict("", ("",))
-    except ConfigError as error:
-        raise ConfigError(f"the report's scores: {error}") from None
 
 
 def score(
@@ -247,7 +239,6 @@ def answer_probabilities(
         TooLong: the record has more than ``max_length`` tokens.
     """
     sample = encode.encode_fitting(record, processor, model.config, max_length)
-    # text has no batch axis yet; tiles and grids are concatenated, not stacked
     batch = {key: value.to(model.device) for key, value in Collator(0)([sample]).items()}
     labels = batch.pop("labels")[0, 1:]
     turns = batch.get("turn_ids", torch.zeros_like(batch["input_ids"]))[0, 1:]

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -28,12 +27,13 @@ from ..data import encode
 from ..data.collate import Collator
 from ..data.together import together
 from ..errors import AlignVLMError, ConfigError
-from ..files import file_sha256, replacing
+from ..files import file_sha256
 from ..inference.extract import asked_path
+from ..inference.loading import default_device
 from ..model.branches import can_branch
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor
-from ..train.stages import StageDataset
+from ..train.stages import StageDataset, trains_in_bf16
 from ..train.training import last_checkpoint
 from ..train.unfinished import begin, finish, writing
 from ..weights.resolve import resolve
@@ -41,7 +41,7 @@ from .adapter import load_adapted, lora_config, require_peft, save_adapter, unwr
 from .own_data import Data, load_data
 from .pages_once import pages_once
 from .report import Outcome, write_report
-from .scores import Scored, compare, require_scorer, score
+from .scores import Scored, compare, score
 from .settings import Settings
 from .trainer import FinetuneTrainer, Patience, Progress, arguments, stage_of
 
@@ -80,7 +80,6 @@ def finetune(
         WeightsError: weights cannot be read or written; nothing half-written is left at ``out``.
     """
     require_peft()
-    require_scorer()
     out = Path(os.path.abspath(out))
     work = out.with_name(out.name + ".finetuning")
     source = resolve(settings.model)
@@ -129,7 +128,7 @@ def _run(
                 f"{split.documents} documents"
             )
     model, processor = load_pretrained(source, torch.float32)
-    model.to(_device())
+    model.to(default_device())
     if not (can_branch(model.model.language_model) and _page_first(data, processor)):
         data.take_apart()
     with _see_once(settings, data, model):
@@ -140,7 +139,7 @@ def _run(
     gc.collect()
     # scored as it was saved: what is reported is what the user gets
     adapted, processor = load_adapted(work / "adapter", base=source)
-    adapted.to(_device())
+    adapted.to(default_device())
     with _see_once(settings, data, adapted):
         after = _scored(work / "after.json", settings, data, adapted, processor)
     history = json.loads((work / "history.json").read_text(encoding="utf-8"))
@@ -265,7 +264,7 @@ def _train(
     local = os.path.isdir(os.path.expanduser(settings.model))
     base = os.path.abspath(source) if local else settings.model
     if not (work / "start").is_dir():
-        _save(wrapped, processor, base, work / "start")
+        save_adapter(wrapped, processor, base, work / "start")
     # where peft looks for the base's config when a checkpoint is written
     wrapped.peft_config["default"].base_model_name_or_path = str(source)
     trained = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
@@ -277,10 +276,9 @@ def _train(
             return _score(settings, data, inner, processor, examples=False).parts()
 
     folder = work / "checkpoints"
-    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     trainer = FinetuneTrainer(
         model=wrapped,
-        args=arguments(stage, folder, settings.seed, bf16=bf16, quiet=quiet),
+        args=arguments(stage, folder, settings.seed, bf16=trains_in_bf16(), quiet=quiet),
         train_dataset=train_set,
         eval_dataset=validation_set,
         data_collator=Collator(processor.tokenizer.pad_token_id),
@@ -314,7 +312,7 @@ def _train(
     if history["best_step"] == 0:
         (work / "start").rename(work / "adapter")
     else:
-        _save(wrapped, processor, base, work / "adapter")
+        save_adapter(wrapped, processor, base, work / "adapter")
 
 
 def _connector_trains(
@@ -333,16 +331,6 @@ def _see_once(
     if settings.train_vision or _connector_trains(settings, data, model):
         return nullcontext()
     return pages_once(model)
-
-
-def _save(wrapped: Any, processor: AlignVLMProcessor, base: str, folder: Path) -> None:
-    """An adapter's folder, which appears whole."""
-    with replacing(folder) as partial:
-        save_adapter(wrapped, processor, base, partial)
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _finish(outcome: Outcome, data: Data, work: Path, overwrite: bool) -> None:

@@ -7,7 +7,7 @@ weights, gradients, Adam's two moments, and activations (a transformer layer kee
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ from ..tiling import Grid, token_row_lengths
 from ..weights.folder import loaded
 from ..weights.resolve import resolve
 from .recipe import ModelSpec, Recipe, StageSpec
-from .stages import learning_rate, part_of, set_trainable
+from .stages import learning_rate, part_of, set_trainable, trains_in_bf16
 
 ACTIVATIONS = 18
 """Values of the layer's width that one transformer layer keeps a token (attention and MLP)."""
@@ -61,7 +61,7 @@ class Estimate:
     parameters: dict[str, int]
     visual_tokens: int
     dtype: str
-    stages: list[StageEstimate] = field(default_factory=list)
+    stages: list[StageEstimate]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -128,11 +128,8 @@ def estimate(recipe: Recipe) -> Estimate:
     model = meta_model(recipe)
     counts = parameter_counts(model)
     visual = largest_page(recipe, model)[0]
-    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    result = Estimate(recipe.name, counts, visual, "bf16" if bf16 else "fp32")
-    for stage in recipe.stages:
-        result.stages.append(_stage(stage, model, visual, 4))
-    return result
+    stages = [_stage(stage, model, visual) for stage in recipe.stages]
+    return Estimate(recipe.name, counts, visual, "bf16" if trains_in_bf16() else "fp32", stages)
 
 
 def parameter_counts(model: AlignVLMForConditionalGeneration) -> dict[str, int]:
@@ -194,20 +191,18 @@ def stage_sizes(
     return StageSizes(weights, trainable, tokens, stage.batch_size * activations)
 
 
-def _stage(
-    stage: StageSpec, model: AlignVLMForConditionalGeneration, visual: int, itemsize: int
-) -> StageEstimate:
+def _stage(stage: StageSpec, model: AlignVLMForConditionalGeneration, visual: int) -> StageEstimate:
     sizes = stage_sizes(stage, model, visual)
     # gradients and Adam's two moments
     state = 3 * sum(sizes.trainable.values())
-    peak = itemsize * (sizes.weights + state + sizes.activations)
+    gib = 4 * (sizes.weights + state + sizes.activations) / 2**30
     return StageEstimate(
         stage.name,
         stage.steps,
         stage.batch,
         sizes.trainable,
         sizes.tokens,
-        round(peak / 2**30, 2),
+        round(gib, 2),
         stage.packing,
     )
 

@@ -21,18 +21,10 @@ from typing import Any, NamedTuple
 
 from ..connectors.configs import AlignConfig
 from ..data.hub.catalogue import published
-from ..data.sources import JsonlSource
 from ..errors import ConfigError, nearest
 from ..model.generation import AlignVLMForConditionalGeneration
 from .estimate import TEXT_TOKENS, StageSizes, largest_page, meta_model, stage_sizes
-from .recipe import (
-    HubSourceSpec,
-    JsonlSourceSpec,
-    Recipe,
-    RenderSourceSpec,
-    StageSpec,
-    VCRSourceSpec,
-)
+from .recipe import HubSourceSpec, Recipe, RenderSourceSpec, StageSpec, VCRSourceSpec
 from .stages import build_source, part_of
 
 GIB = 2**30
@@ -128,21 +120,6 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {**asdict(self), "fits": self.fits, "hours": round(self.hours, 2)}
-
-    def to_markdown(self) -> str:
-        """The stages as a table, as docs/scaling.md has it."""
-        head = (
-            "| stage | steps x batch | strategy | weights | gradients | optimizer | working copies "
-            "| activations | GiB a GPU | exaFLOPs | hours |\n| --- |" + " --- |" * 10
-        )
-        rows = [
-            f"| {s.name} | {s.steps:,} x {s.batch} | {s.strategy} | "
-            + " | ".join(f"{value:.1f}" for value in s.memory_gib.values())
-            + f" | {s.total_gib:.1f}{'' if s.fits else ' (too much)'} | {s.exaflops:,.0f} | "
-            f"{s.hours:,.1f} |"
-            for s in self.stages
-        ]
-        return "\n".join([head, *rows])
 
     def to_text(self) -> str:
         """A table for people."""
@@ -262,8 +239,6 @@ def _samples(
     for spec in stage.sources:
         if isinstance(spec, RenderSourceSpec | VCRSourceSpec):
             size = spec.size
-        elif isinstance(spec, JsonlSourceSpec):
-            size = len(JsonlSource(spec.path))
         elif not isinstance(spec, HubSourceSpec):
             size = len(build_source(spec, seed))
         elif spec.limit is not None:

@@ -6,7 +6,6 @@ self-contained: the three stages of the paper are three entries of ``stages``.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -375,6 +374,5 @@ def _index(node: list, part: str, override: str) -> int:
         return names.index(part)
     if part.isdigit() and int(part) < len(node):
         return int(part)
-    close = difflib.get_close_matches(part, names, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    hint = nearest(part, names)
     raise ConfigError(f"--set {override}: no entry {part!r}{hint}; there are {len(node)}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from transformers import AutoConfig, AutoProcessor
 
 from ..compose.assemble import build_config, load_tokenizer, vision_config
 from ..data import encode
@@ -17,6 +18,8 @@ from ..errors import AlignVLMError, DataError
 from ..model.losses import IGNORE
 from ..processing.processor import AlignVLMProcessor
 from ..tiling import Grid
+from ..weights.folder import loaded
+from ..weights.resolve import resolve
 from .recipe import Recipe, load_recipe
 from .stages import build_mix
 
@@ -131,7 +134,7 @@ def show(
         record_id=record.id,
         source=record.source,
         tokens=[
-            (token, processor.tokenizer.decode([token]), label != -100)
+            (token, processor.tokenizer.decode([token]), label != IGNORE)
             for token, label in zip(ids, labels, strict=True)
         ],
         grids=grids,
@@ -156,11 +159,6 @@ def _add_cells(shown: Shown, truth: GroundTruth, blank_id: int | None, tokenizer
 
 def _parts(recipe: Recipe | None) -> tuple[Any, AlignVLMProcessor]:
     """Config and processor of a recipe, without building its model."""
-    from transformers import AutoConfig
-
-    from ..weights.folder import loaded
-    from ..weights.resolve import resolve
-
     assert recipe is not None
     spec = recipe.model
     tokenizer = load_tokenizer(spec.text)
@@ -180,10 +178,5 @@ def _parts(recipe: Recipe | None) -> tuple[Any, AlignVLMProcessor]:
 
 
 def _loaded(model: str) -> tuple[Any, AlignVLMProcessor]:
-    from transformers import AutoConfig, AutoProcessor
-
-    from ..weights.folder import loaded
-    from ..weights.resolve import resolve
-
     folder = resolve(model)
     return loaded(AutoConfig, folder), loaded(AutoProcessor, folder)

@@ -15,10 +15,12 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from ..connectors import AlignConnector
 from ..data import encode
 from ..data.benchmarks.tables import BENCHMARKS
+from ..data.hub_source import HubSource
 from ..data.records import Record, load_images
-from ..data.sources import HubSource, JsonlSource, MixedSource, RenderSource, Source, limit
+from ..data.sources import JsonlSource, MixedSource, RenderSource, Source, limit
 from ..data.vcr_source import VCRSource
 from ..errors import ConfigError, DataError
+from ..inference.loading import default_device, default_dtype
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor
 from .recipe import (
@@ -94,13 +96,11 @@ def build_source(spec: SourceSpec, seed: int) -> Source:
 def build_mix(stage: StageSpec, seed: int, processes: int = 1) -> Source:
     """All of a stage's sources as one, long enough for its steps (or epochs) on all processes."""
     sources = [build_source(spec, seed) for spec in stage.sources]
+    weights = [spec.weight for spec in stage.sources]
     if stage.steps is not None:
         size = stage.steps * stage.batch * processes
-    else:
+    else:  # epochs: every sample of every source counts once an epoch
         size = math.ceil((stage.epochs or 1) * sum(len(source) for source in sources))
-    weights = [spec.weight for spec in stage.sources]
-    if stage.steps is None:
-        # epochs: every sample of every source counts once an epoch
         weights = [len(source) * w for source, w in zip(sources, weights, strict=True)]
     return MixedSource(sources, weights, size, seed=seed)
 
@@ -344,6 +344,11 @@ class Losses(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         control.should_log |= control.should_save
         return control
+
+
+def trains_in_bf16() -> bool:
+    """Whether training runs in bf16 on this machine, or in fp32."""
+    return default_dtype(default_device()) == torch.bfloat16
 
 
 def training_arguments(

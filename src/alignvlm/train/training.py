@@ -47,6 +47,7 @@ from .stages import (
     build_source,
     set_trainable,
     training_arguments,
+    trains_in_bf16,
 )
 from .unfinished import begin, finish, writing
 
@@ -212,7 +213,7 @@ def _run_stage(
         report(f"  resuming at {checkpoint.name}")
     trainer = StageTrainer(
         model=model,
-        args=training_arguments(stage, folder, seed, bf16=_bf16(), quiet=quiet),
+        args=training_arguments(stage, folder, seed, bf16=trains_in_bf16(), quiet=quiet),
         train_dataset=dataset,
         data_collator=Collator(processor.tokenizer.pad_token_id),
         rates=stage.train,
@@ -260,10 +261,6 @@ def _report_probe(
     if stage.loss.lm:
         loss = answer_loss(model, processor, probe, PROBE_PAGES)
         report(f"  {when}: language-model loss on unseen pages {loss:.3f} nats a token")
-
-
-def _bf16() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
 
 
 def _save_stage(

@@ -11,8 +11,7 @@ import copy
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +25,7 @@ from ..errors import ConfigError
 from ..files import new_folder
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor
-from .usage import feature_blocks, most_used, prunable, spelling_ids, vocabulary_mass
+from .usage import ROWS, most_used, page_features, prunable, spelling_ids, vocabulary_mass
 
 TIMING_ROUNDS = 5
 
@@ -152,15 +151,16 @@ def prune_model(
         ConfigError: no P_vocab, ``keep`` does not fit, or no page.
     """
     whole = prunable(model, keep)
-    always = [i for i in spelling_ids(model.config, processor.tokenizer) if _has(whole, i)]
+    spelling = spelling_ids(model.config, processor.tokenizer)
+    ids = torch.tensor(spelling, dtype=torch.long, device=whole.w2.weight.device)
+    always = ids[whole.keeps(ids)].tolist()
     if len(always) > keep:
         raise ConfigError(
             f"cannot keep {keep} vocabulary ids: blank, newline and single bytes, which are always "
             f"kept, are {len(always)}"
         )
-    mass, _ = vocabulary_mass(model, processor, pages)
-    ids = most_used(whole, mass, keep, always)
-    exact, naive = _pruned(whole, ids)
+    mass = vocabulary_mass(model, processor, pages)
+    exact, naive = _pruned(whole, most_used(whole, mass, keep, always))
     comparison = _compare(model, processor, pages, whole, exact, naive)
     answers = [_answers(model, c, questions, ask) for c in (whole, exact, naive) if c is not None]
     same = [sum(a == b for a, b in zip(answers[0], other, strict=True)) for other in answers[1:]]
@@ -186,10 +186,6 @@ def prune_model(
         connector_tokens=comparison.features.shape[:3].numel(),
         answers=_differing(questions, answers),
     )
-
-
-def _has(align: AlignConnector, index: int) -> bool:
-    return bool(align.keeps(torch.tensor([index], device=align.w2.weight.device)))
 
 
 def _pruned(whole: AlignConnector, ids: Tensor) -> tuple[AlignConnector, AlignConnector | None]:
@@ -227,7 +223,7 @@ def _compare(
     features = None
     for page in pages:
         count += 1
-        blocks = feature_blocks(model, processor, page)
+        blocks = page_features(model, processor, page).split(ROWS)
         features = torch.cat(blocks)[None, None] if features is None else features
         for block in blocks:
             p = whole.vocab_distribution(block)
@@ -250,17 +246,6 @@ def _compare(
     return _Comparison(count, tokens, mass / tokens, one, two, features)
 
 
-@contextmanager
-def _connected(
-    model: AlignVLMForConditionalGeneration, connector: AlignConnector
-) -> Iterator[None]:
-    before, model.model.connector = model.model.connector, connector
-    try:
-        yield
-    finally:
-        model.model.connector = before
-
-
 def _answers(
     model: AlignVLMForConditionalGeneration,
     connector: AlignConnector,
@@ -271,8 +256,11 @@ def _answers(
         return []
     if ask is None:
         raise ValueError("questions need ask")
-    with _connected(model, connector):
+    before, model.model.connector = model.model.connector, connector
+    try:
         return [ask(question.pages, question.text) for question in questions]
+    finally:
+        model.model.connector = before
 
 
 def _differing(

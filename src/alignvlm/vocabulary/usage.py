@@ -20,7 +20,7 @@ from ..model.config import AlignVLMConfig
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor
 
-_ROWS = 64
+ROWS = 64
 """Visual tokens whose dense distribution is held at once."""
 
 
@@ -42,7 +42,7 @@ def top_vocabulary(
     """
     align = prunable(model, k)
     blank = model.config.blank_token_id
-    mass, _ = vocabulary_mass(model, processor, pages)
+    mass = vocabulary_mass(model, processor, pages)
     return most_used(align, mass, k, [] if blank is None else [blank])
 
 
@@ -60,9 +60,8 @@ def prunable(model: AlignVLMForConditionalGeneration, k: int) -> AlignConnector:
         )
     size = align.w2.out_features
     if not 1 <= k <= size:
-        left = (
-            "" if align.token_ids is None else f": {align.vocab_size} were pruned to {size} before"
-        )
+        before = f": {align.vocab_size} were pruned to {size} before"
+        left = "" if align.token_ids is None else before
         raise ConfigError(f"cannot keep {k} of {size} vocabulary ids{left}")
     return align
 
@@ -72,8 +71,8 @@ def vocabulary_mass(
     model: AlignVLMForConditionalGeneration,
     processor: AlignVLMProcessor,
     pages: Iterable[Image.Image],
-) -> tuple[Float[Tensor, " vocab"], int]:
-    """P_vocab summed over the pages' visual tokens (float64, on the CPU), and how many there are.
+) -> Float[Tensor, " vocab"]:
+    """P_vocab summed over the pages' visual tokens; float64, on the CPU.
 
     Raises:
         ConfigError: no page.
@@ -87,7 +86,7 @@ def vocabulary_mass(
         tokens += len(features)
     if not tokens:
         raise ConfigError("no page to choose the vocabulary by")
-    return mass, tokens
+    return mass
 
 
 @torch.no_grad()
@@ -97,16 +96,9 @@ def features_mass(
     """P_vocab summed over some features' visual tokens; float64, on the CPU."""
     # float64: the ranking does not depend on how the sum is cut
     mass = torch.zeros(align.vocab_size, dtype=torch.float64)
-    for block in features.split(_ROWS):
+    for block in features.split(ROWS):
         mass += align.vocab_distribution(block).sum(0).double().cpu()
     return mass
-
-
-def feature_blocks(
-    model: AlignVLMForConditionalGeneration, processor: AlignVLMProcessor, page: Image.Image
-) -> tuple[Float[Tensor, "n d_vision"], ...]:
-    """Vision features of a page's visual tokens, in pieces whose dense P_vocab is small."""
-    return page_features(model, processor, page).split(_ROWS)
 
 
 def page_features(

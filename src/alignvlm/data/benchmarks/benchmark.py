@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from PIL import Image
 
-from ...documents.pictures import FORMATS
 from ...errors import DataError, nearest
+from ..columns import formats
 from ..records import Record, make_record
 from ..source import check_index
 
@@ -84,10 +84,6 @@ class Benchmark(ABC):
         """Return question ``index`` without its page."""
         return self.rows[check_index(index, len(self), self.name)]
 
-    def gold(self, index: int) -> tuple[str, ...]:
-        """Return the answer's items (more than one only where the answer is a list)."""
-        return self.row(index).answers
-
     def references(self, row: BenchmarkRow) -> tuple[str, ...]:
         """Return the answers as the benchmark's metric wants them."""
         return row.answers
@@ -155,11 +151,10 @@ def verify_image(path: Path) -> None:
         raise DataError(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty")
-    Image.init()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # sizes are checked when the page is loaded
         try:
-            with Image.open(path, formats=[f for f in FORMATS if f in Image.OPEN]) as image:
+            with Image.open(path, formats=formats()) as image:
                 image.verify()
         except Exception as error:  # decoders raise every kind of error on damaged bytes
             reason = "" if isinstance(error, Image.UnidentifiedImageError) else f": {error}"
@@ -197,8 +192,3 @@ def unique(row_id: str, seen: dict[str, int], path: Path, row: int) -> None:
     if row_id in seen:
         raise DataError(f"{path}:{row}: id {row_id!r} is already on row {seen[row_id]}")
     seen[row_id] = row
-
-
-def first_shared(mine: Sequence[str], others: set[str]) -> str | None:
-    """Return the first id that is also another split's."""
-    return next((row_id for row_id in mine if row_id in others), None)

@@ -3,8 +3,7 @@
 Opening a benchmark reads its questions and checks that every table, image and PDF they name is
 there; nothing is decoded or rendered until a record is asked for. Tables (WikiTableQuestions,
 TabFact) become page images through :func:`alignvlm.data.synthetic.render.render_table`, PDFs
-through :mod:`alignvlm.documents.opening`. ``source.gold(i)`` has the accepted answers for the
-metrics.
+through :mod:`alignvlm.documents.opening`. ``source.row(i).answers`` are the accepted ones.
 """
 
 from __future__ import annotations
@@ -21,36 +20,12 @@ from PIL import Image
 
 from ...documents.opening import read_json, read_text
 from ...errors import DataError
-from .benchmark import (
-    ANSWER_SEPARATOR,
-    NO_VALUE,
-    Benchmark,
-    BenchmarkRow,
-    first_shared,
-    names_in,
-    string_of,
-    unique,
-    verify_image,
-)
-from .forms import DeepFormSource, SROIESource, split_line
+from .benchmark import Benchmark, BenchmarkRow, names_in, string_of, unique, verify_image
+from .forms import DeepFormSource, SROIESource
 
 if TYPE_CHECKING:
     from ...documents.words import Word
     from ..synthetic.corpus import Table
-
-__all__ = [
-    "ANSWER_SEPARATOR",
-    "BENCHMARKS",
-    "NO_VALUE",
-    "Benchmark",
-    "BenchmarkRow",
-    "ChartQASource",
-    "DeepFormSource",
-    "SROIESource",
-    "TabFactSource",
-    "WTQSource",
-    "split_line",
-]
 
 
 class _Tables(Benchmark):
@@ -164,7 +139,7 @@ class WTQSource(_Tables):
             other = self._path(split)
             if split != self.split and other.is_file():
                 theirs = {line.split("\t", 1)[0] for line in read_text(other).split("\n")[1:]}
-                if (shared := first_shared(list(ids), theirs - {""})) is not None:
+                if (shared := next((i for i in ids if i in theirs), None)) is not None:
                     raise DataError(
                         f"{ids[shared]}: id {shared!r} is in {other} as well: does it belong to "
                         f"split {split!r}?"
@@ -245,7 +220,7 @@ class TabFactSource(_Tables):
                 theirs = set(json.loads(read_text(other)))
             except (ValueError, TypeError):
                 continue  # that split's own trouble
-            if (shared := first_shared(list(self._captions), theirs)) is not None:
+            if (shared := next((t for t in self._captions if t in theirs), None)) is not None:
                 raise DataError(
                     f"{self._path(self.split)}: table {shared!r} is in {other} as well: does it "
                     f"belong to split {split!r}?"

@@ -64,15 +64,10 @@ def from_scans(
     A line that OCR found is split into words in proportion to their characters.
 
     Args:
-        folder: looked through at all depths; or one file.
-        out: gets ``records.jsonl`` and ``pages/``; a rerun goes on.
+        folder, out, pages, max_pages, min_words, progress: as of :func:`.from_pdf.from_pdf`.
         dpi: resolution of PDF pages, px an inch; pictures keep their own pixels.
-        pages: of each file, such as ``"1-3,5"``; those it does not have are passed over.
-        max_pages: at most so many of each file's chosen pages.
-        min_words: skip pages with fewer words.
         confidence: lines of which OCR is less sure are left out, 0 to 1.
         reader: default: RapidOCR.
-        progress: show a bar on stderr.
 
     Raises:
         ConfigError: RapidOCR is not installed.

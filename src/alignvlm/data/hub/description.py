@@ -7,7 +7,7 @@ from typing import Any
 
 from .catalogue import PublishedSet
 from .place import how_to_get, local_copy
-from .rows import configurations, table_name
+from .rows import TableName, configurations
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def describe(known: PublishedSet, reference: str) -> SetDescription:
     place = local_copy(reference)
     configs = known.configs
     if place is not None and not configs and not known.data_files:
-        configs = configurations(table_name(reference, "train", None, (), known))
+        configs = configurations(TableName(reference, known=known, place=place))
     return SetDescription(
         known.id,
         known.licence,

@@ -13,7 +13,7 @@ from typing import Any
 
 from ...errors import DataError, nearest
 from .catalogue import PublishedSet
-from .place import is_hub_id, local_copy, require_hub
+from .place import is_hub_id, require_hub
 
 KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 MEDIA = ("Image", "Pdf", "Video", "Audio")
@@ -241,14 +241,3 @@ def configurations(name: TableName) -> Sequence[str]:
         return datasets.get_dataset_config_names(str(name.place or name.reference))
     except Exception:  # the message is about the configuration, and known without the others
         return name.known.configs if name.known is not None else ()
-
-
-def table_name(
-    reference: str,
-    split: str,
-    config: str | None,
-    data_files: Sequence[str],
-    known: PublishedSet | None,
-) -> TableName:
-    """Which rows a source means, with the copy of the set that is here."""
-    return TableName(reference, split, config, tuple(data_files), known, local_copy(reference))

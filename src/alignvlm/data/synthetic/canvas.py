@@ -158,10 +158,8 @@ class Canvas:
             inside = min(x, y) >= 0 and box[2] <= self.image.width and box[3] <= self.image.height
             assert inside, (word, box, self.image.size)
             self._draw.text((x, y + self._ascent), word, fill=self.ink, font=font, anchor="ls")
-            places, middle = (
-                tuple(x + edge for edge in edges[:-1]),
-                y + self._ascent - X_MIDDLE * self.px,
-            )
+            places = tuple(x + edge for edge in edges[:-1])
+            middle = y + self._ascent - X_MIDDLE * self.px
             self.words.append(Word(word, box, self.line, places, middle))
             x += math.ceil(edges[-1]) + self.space
 

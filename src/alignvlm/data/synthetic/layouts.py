@@ -76,9 +76,9 @@ def scramble(rng: Generator, text: str, fraction: float) -> str:
     return " ".join(random_word(rng) if rng.random() < fraction else w for w in text.split())
 
 
-def amount(rng: Generator, low: float = 0.5, high: float = 4.0) -> str:
-    """Money with two decimals, between ``10**low`` and ``10**high``."""
-    return f"{10 ** rng.uniform(low, high):,.2f}"
+def amount(rng: Generator) -> str:
+    """Money with two decimals, between ``10**0.5`` and ``10**4``."""
+    return f"{10 ** rng.uniform(0.5, 4.0):,.2f}"
 
 
 def digits(rng: Generator, pattern: str) -> str:

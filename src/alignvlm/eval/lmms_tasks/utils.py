@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from ...errors import AlignVLMError
@@ -63,15 +62,11 @@ def documents(name: str, stub: Any = None) -> Any:
     return datasets.Dataset.from_list(rows)
 
 
-def _documents(name: str) -> Callable[[Any], Any]:
-    return functools.partial(documents, name)
-
-
-wtq = _documents("wtq")
-tabfact = _documents("tabfact")
-deepform = _documents("deepform")
-sroie = _documents("sroie")
-klc = _documents("klc")
+wtq = functools.partial(documents, "wtq")
+tabfact = functools.partial(documents, "tabfact")
+deepform = functools.partial(documents, "deepform")
+sroie = functools.partial(documents, "sroie")
+klc = functools.partial(documents, "klc")
 
 
 def pages(doc: dict[str, Any]) -> list[Any]:

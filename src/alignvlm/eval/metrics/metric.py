@@ -67,14 +67,12 @@ def mean_score(verdicts: Sequence[Verdict]) -> float:
     return total(verdicts, "score") / len(verdicts)
 
 
-def ratio(
-    numerator: Sequence[str], denominator: Sequence[str]
-) -> Callable[[Sequence[Verdict]], float]:
-    """Return an aggregation: a sum of counts over a sum of counts, 0 where the latter is 0."""
+def ratio(numerator: str, denominator: str) -> Callable[[Sequence[Verdict]], float]:
+    """Return an aggregation: a count's sum over another's, 0 where the latter is 0."""
 
     def aggregate(verdicts: Sequence[Verdict]) -> float:
-        below = sum(total(verdicts, key) for key in denominator)
-        return sum(total(verdicts, key) for key in numerator) / below if below else 0.0
+        below = total(verdicts, denominator)
+        return total(verdicts, numerator) / below if below else 0.0
 
     return aggregate
 

@@ -77,5 +77,5 @@ def vcr_verdict(prediction: str, answers: Answers, tokenize: Tokenize = english_
     return {"exact": exact, "jaccard": jaccard, "texts": float(len(answers))}
 
 
-vcr_exact_match = ratio(["exact"], ["texts"])
-vcr_jaccard = ratio(["jaccard"], ["texts"])
+vcr_exact_match = ratio("exact", "texts")
+vcr_jaccard = ratio("jaccard", "texts")

@@ -75,8 +75,4 @@ def vqa_normalize(text: str) -> str:
 def textvqa_normalize(text: str) -> str:
     """Normalise as TextVQA does."""
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
-    return vqa_normalize(_trim(text))
-
-
-def _trim(text: str) -> str:
-    return text.replace("\n", " ").replace("\t", " ").strip()
+    return vqa_normalize(text.replace("\n", " ").replace("\t", " ").strip())

@@ -18,7 +18,9 @@ from typing import Any
 
 from PIL import Image
 
-from ...documents.pictures import FORMATS, open_image
+from ...data.columns import formats
+from ...data.hub.rows import is_saved
+from ...documents.pictures import open_image
 from ...errors import DataError, nearest
 from ...processing.image_processor import MAX_PIXELS, to_rgb
 from ..metrics import Metric
@@ -192,7 +194,7 @@ def open_rows(name: str, spec: HubTaskSpec, split: str, data: str | Path | None)
         if data is None:
             announce(name, f"{spec.hub_id} ({spec.config or 'default'}, {split})")
             return datasets.load_dataset(spec.hub_id, spec.config, split=split)
-        saved = _saved_folder(Path(data), name)
+        saved = next(filter(is_saved, (Path(data), Path(data) / name)), None)
         if saved is not None:
             found = datasets.load_from_disk(str(saved))
             if isinstance(found, datasets.DatasetDict):
@@ -207,13 +209,6 @@ def open_rows(name: str, spec: HubTaskSpec, split: str, data: str | Path | None)
     except Exception as error:  # datasets raises every kind of error, each with a usable message
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise DataError(f"{name}: cannot read {where} [{split}]: {reason}") from error
-
-
-def _saved_folder(root: Path, name: str) -> Path | None:
-    for folder in (root, root / name):
-        if any((folder / file).exists() for file in ("state.json", "dataset_dict.json")):
-            return folder
-    return None
 
 
 def parquet_files(name: str, spec: HubTaskSpec, split: str, root: Path) -> list[Path]:
@@ -253,12 +248,10 @@ def decode(value: Any, where: str, *, only_header: bool = False) -> Image.Image:
             raise DataError(f"{where}: {error}") from error
     if not data:
         raise DataError(f"{where}: no image")
-    Image.init()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the size is checked here
         try:
-            formats = [name for name in FORMATS if name in Image.OPEN]
-            image = Image.open(io.BytesIO(data), formats=formats)
+            image = Image.open(io.BytesIO(data), formats=formats())
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise DataError(f"{where}: {width} x {height} pixels is over {MAX_PIXELS} pixels")
@@ -279,6 +272,7 @@ def _digest(text: str) -> str:
 _VQA = HubSplit(SHORT_PROMPT, ("anls",), 32, alternatives)
 _TEXTVQA = HubSplit(SHORT_PROMPT, ("textvqa_accuracy",), 32, alternatives)
 _VWTQ = HubSplit(WTQ_PROMPT, ("denotation_accuracy",), 96, list_items)
+_COLUMNS = {"image": "image", "question": "question", "answers": "answers"}
 _TABLE = {"id": "qa_id", "image": "image", "question": "question", "answers": "gt"}
 
 HUB_TASKS: dict[str, HubTaskSpec] = {
@@ -287,13 +281,7 @@ HUB_TASKS: dict[str, HubTaskSpec] = {
         "DocVQA",
         "validation",
         {"validation": _VQA, "train": _VQA},
-        {
-            "id": "questionId",
-            "group": "ucsf_document_id",
-            "image": "image",
-            "question": "question",
-            "answers": "answers",
-        },
+        {"id": "questionId", "group": "ucsf_document_id", **_COLUMNS},
         hidden=("test",),
     ),
     "infovqa": HubTaskSpec(
@@ -301,13 +289,7 @@ HUB_TASKS: dict[str, HubTaskSpec] = {
         "InfographicVQA",
         "validation",
         {"validation": _VQA, "train": _VQA},
-        {
-            "id": "questionId",
-            "group": "image_url",
-            "image": "image",
-            "question": "question",
-            "answers": "answers",
-        },
+        {"id": "questionId", "group": "image_url", **_COLUMNS},
         hidden=("test",),
     ),
     "textvqa": HubTaskSpec(
@@ -315,13 +297,7 @@ HUB_TASKS: dict[str, HubTaskSpec] = {
         None,
         "validation",
         {"validation": _TEXTVQA, "train": _TEXTVQA},
-        {
-            "id": "question_id",
-            "group": "image_id",
-            "image": "image",
-            "question": "question",
-            "answers": "answers",
-        },
+        {"id": "question_id", "group": "image_id", **_COLUMNS},
         hidden=("test",),
     ),
     "tablevqa": HubTaskSpec(

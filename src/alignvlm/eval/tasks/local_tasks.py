@@ -9,7 +9,6 @@ labels of its public part are empty; they are not asked for).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,19 +59,11 @@ class BenchmarkTask(Task):
     folder stops a run before a model is loaded.
     """
 
-    def __init__(
-        self,
-        name: str,
-        source: Benchmark,
-        *,
-        prompt: str,
-        metrics: tuple[str, ...],
-        max_new_tokens: int,
-    ) -> None:
+    def __init__(self, name: str, source: Benchmark, spec: LocalTask) -> None:
         source.check_files()
         self.name, self.split, self.source = name, source.split, source
-        self.prompt, self.max_new_tokens = prompt, max_new_tokens
-        self.metrics = metrics_named(*metrics)
+        self.prompt, self.max_new_tokens = spec.prompt, spec.max_new_tokens
+        self.metrics = metrics_named(*spec.metrics)
         self._last: tuple[str, list[Image.Image]] | None = None
 
     def __len__(self) -> int:
@@ -112,15 +103,19 @@ class LocalTask:
     ``{split}`` stands for any of the splits.
     """
 
-    source: Callable[..., Benchmark]
+    source: type[Benchmark]
     split: str
-    splits: tuple[str, ...]
     markers: tuple[str, ...]
     prompt: str
     metrics: tuple[str, ...]
     max_new_tokens: int
-    fixed: tuple[tuple[str, Any], ...] = ()
+    ask_empty: bool = False
     hub_id: str | None = None
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """All the benchmark has."""
+        return self.source.splits
 
     def open(self, name: str, data: str | Path | None, split: str, **options: Any) -> Task:
         """Open the split; ``options`` go to the source (``max_pages``, ``dpi``, ``font_px``...).
@@ -130,16 +125,11 @@ class LocalTask:
         """
         root = find_folder(name, _download(name, self.hub_id) if data is None else data, self)
         try:
-            source = self.source(root, split, **dict(self.fixed), **options)
+            asked = {"ask_empty": True} if self.ask_empty else {}
+            source = self.source(root, split, **asked, **options)
         except TypeError as error:
             raise DataError(f"{name}: {error}".replace("__init__() got an ", "")) from error
-        return BenchmarkTask(
-            name,
-            source,
-            prompt=self.prompt,
-            metrics=self.metrics,
-            max_new_tokens=self.max_new_tokens,
-        )
+        return BenchmarkTask(name, source, self)
 
 
 def find_folder(name: str, data: str | Path, task: LocalTask) -> Path:
@@ -178,58 +168,34 @@ def _download(name: str, hub_id: str | None) -> Path:
         ) from error
 
 
-_FIELDS = (("ask_empty", True),)
-
 LOCAL_TASKS: dict[str, LocalTask] = {
     "chartqa": LocalTask(
-        ChartQASource,
-        "val",
-        ChartQASource.splits,
-        ("{split}/png",),
-        CHARTQA_PROMPT,
-        ("relaxed_accuracy",),
-        32,
+        ChartQASource, "val", ("{split}/png",), CHARTQA_PROMPT, ("relaxed_accuracy",), 32
     ),
-    "wtq": LocalTask(
-        WTQSource, "dev", WTQSource.splits, ("csv",), WTQ_PROMPT, ("denotation_accuracy",), 96
-    ),
+    "wtq": LocalTask(WTQSource, "dev", ("csv",), WTQ_PROMPT, ("denotation_accuracy",), 96),
     "tabfact": LocalTask(
-        TabFactSource,
-        "val",
-        TabFactSource.splits,
-        ("tokenized_data",),
-        TABFACT_PROMPT,
-        ("tabfact_accuracy",),
-        8,
+        TabFactSource, "val", ("tokenized_data",), TABFACT_PROMPT, ("tabfact_accuracy",), 8
     ),
     "sroie": LocalTask(
-        SROIESource,
-        "val",
-        SROIESource.splits,
-        ("{split}/img",),
-        SROIE_PROMPT,
-        ("sroie_f1", "anls"),
-        96,
+        SROIESource, "val", ("{split}/img",), SROIE_PROMPT, ("sroie_f1", "anls"), 96
     ),
     "deepform": LocalTask(
         DeepFormSource,
         "val",
-        DeepFormSource.splits,
         ("{split}/pdfs",),
         DEEPFORM_PROMPT,
         ("field_f1",),
         32,
-        fixed=_FIELDS,
+        ask_empty=True,
     ),
     "klc": LocalTask(
         KLCSource,
         "dev",
-        KLCSource.splits,
         ("expected.tsv", "{split}", "dev-0", "validation", "test-A"),
         KLC_PROMPT,
         ("field_f1",),
         64,
-        fixed=_FIELDS,
+        ask_empty=True,
         hub_id=KLC_HUB_ID,
     ),
 }
