@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from alignvlm.batch import worker as batch_worker
 from alignvlm.batch.driver import BatchSummary, batch
@@ -21,6 +21,8 @@ from alignvlm.inference.ask import ask, load_model
 
 SHORT = Asking(question="What is the total?", max_new_tokens=4, repetition_guard=False)
 OUTSIDE = Path("/no/such/folder")
+SUBFILE_TYPE = 254
+"""TIFF's tag that is 1 for a smaller copy of another frame."""
 # a PDF without a page tree that says so in its trailer: PDFium finds that it wants a password
 ENCRYPTED = b"%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj\n" + (
     b"2 0 obj<</Type/Pages/Kids[]/Count 0>>endobj\n"
@@ -91,6 +93,15 @@ def test_every_page_of_a_folder_is_a_unit(docs):
 def test_a_tiff_has_a_unit_a_page(tmp_path, make_image):
     make_image().save(tmp_path / "x.tiff", save_all=True, append_images=[make_image(seed=1)])
     assert [u.id for u in list_units(tmp_path, SHORT, without=OUTSIDE)] == ["x.tiff:1", "x.tiff:2"]
+
+
+def test_a_thumbnail_in_a_tiff_is_no_unit(tmp_path, make_image):
+    small = TiffImagePlugin.ImageFileDirectory_v2()
+    small[SUBFILE_TYPE] = 1
+    thumbnail = Image.new("RGB", (6, 8))
+    thumbnail.encoderinfo = {"tiffinfo": small}
+    make_image().save(tmp_path / "x.tif", save_all=True, append_images=[thumbnail])
+    assert [u.id for u in list_units(tmp_path, SHORT, without=OUTSIDE)] == ["x.tif:1"]
 
 
 def test_the_output_may_lie_in_the_input(docs):

@@ -18,9 +18,7 @@ from ..documents.opening import (
     is_pdf,
     open_document,
     parse_pages,
-    pdf_page_count,
 )
-from ..documents.pictures import FORMATS, open_image
 from ..errors import ConfigError, DataError
 from ..processing.image_processor import MAX_PIXELS
 
@@ -127,27 +125,16 @@ def _of_file(name: str, path: Path, question: str) -> Iterator[Unit]:
     """A unit a page; one with an error if the file cannot be opened."""
     whole = Unit(0, name, name, (str(path.resolve()),), question=question)
     try:
-        if is_pdf(path):
-            pages = pdf_page_count(path)
-        elif path.suffix.lower() in (".tif", ".tiff"):
-            pages = _frames(path)
-        else:  # opened only by the worker that asks about it
-            yield replace(whole, page=1)
+        if not (is_pdf(path) or path.suffix.lower() in (".tif", ".tiff")):
+            yield replace(whole, page=1)  # opened only by the worker that asks about it
             return
+        with open_document(path) as document:
+            pages = document.count
     except (DataError, OSError) as error:
         yield replace(whole, error=str(error))
         return
     for page in range(1, pages + 1):
         yield replace(whole, id=f"{name}:{page}", page=page)
-
-
-def _frames(path: Path) -> int:
-    from PIL import Image
-
-    open_image(path)  # refuses what is damaged, in words
-    formats = [name for name in FORMATS if name in Image.OPEN]
-    with Image.open(path, formats=formats) as image:
-        return getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
 
 
 def _of_records(path: Path, question: str) -> Iterator[Unit]:
