@@ -20,13 +20,13 @@ from alignvlm.data.collate import Collator
 from alignvlm.errors import AlignVLMError, ConfigError, DataError
 from alignvlm.finetune import Outcome, finetune, settings_from
 from alignvlm.finetune import session as run_module
-from alignvlm.finetune.adapter import load_adapted, text_linears
+from alignvlm.finetune.adapter import load_adapted, lora_config, text_linears, wrap
 from alignvlm.finetune.own_data import choose_held_out, load_data
 from alignvlm.finetune.quality import combined
 from alignvlm.finetune.report_page import html_page
 from alignvlm.finetune.scores import Scored, compare
 from alignvlm.finetune.session import _scored
-from alignvlm.finetune.trainer import stage_of
+from alignvlm.finetune.trainer import FinetuneTrainer, stage_of
 from alignvlm.model.modeling import AlignVLMModel
 from alignvlm.train.stages import StageDataset
 
@@ -101,7 +101,7 @@ def test_the_loss_of_the_saved_adapter_is_the_best_one(
 ) -> None:
     """The weights on disk are the best checkpoint's, not the last one's."""
     model, processor = load_adapted(outcome.out / "adapter")
-    stage = stage_of(settings, 8, 2, grounded=True, max_length=outcome.max_length)
+    stage = stage_of(settings, 64, 8, 2, grounded=True, max_length=outcome.max_length)
     records = load_data(settings, tmp_path).validation(200, settings.seed)
     dataset = StageDataset(records, stage, processor, model, settings.seed)
     collate, losses = Collator(processor.tokenizer.pad_token_id), []
@@ -410,3 +410,30 @@ def test_few_samples_make_small_steps(tmp_path: Path, samples: int, micro: int, 
         model="m", data=tmp_path / "x.jsonl", micro_batch=micro, batch_size=6 * micro
     )
     assert fixed.batch(samples) == 6 * micro
+
+
+def test_learning_rates_follow_the_language_model_unless_one_is_given() -> None:
+    chosen = settings_from(model="m", data="x.jsonl")
+    assert chosen.rates(576) == {"connector": 1e-4, "text": 1e-3}
+    assert chosen.rates(64) == chosen.rates(576)
+    assert chosen.rates(2304)["text"] == pytest.approx(2.5e-4)
+    assert settings_from(model="m", data="x.jsonl", lora_rank=0).rates(576) == {"connector": 1e-4}
+    asked = settings_from(model="m", data="x.jsonl", lr=3e-5)
+    assert asked.rates(2304) == {"connector": 3e-5, "text": 3e-5}
+
+
+@pytest.mark.parametrize(("samples", "passes"), [(4, 10), (10, 10), (20, 5), (34, 3), (900, 3)])
+def test_few_questions_are_passed_over_more_often(samples: int, passes: float) -> None:
+    assert settings_from(model="m", data="x.jsonl").passes(samples) == passes
+    assert settings_from(model="m", data="x.jsonl", epochs=1).passes(samples) == 1
+    assert settings_from(model="m", data="x.jsonl", pdfs="d").passes(samples) == 3
+
+
+def test_lora_has_its_own_learning_rate(tiny_model_dir: Path) -> None:
+    model, _ = load_pretrained(tiny_model_dir, torch.float32)
+    wrapped = wrap(model, lora_config(model, 2))
+    trainer = FinetuneTrainer.__new__(FinetuneTrainer)
+    trainer.rates = {"connector": 1e-4, "text": 1e-3}
+    rates = {n: trainer.rate_of(n) for n, p in wrapped.named_parameters() if p.requires_grad}
+    assert {rate for name, rate in rates.items() if "language_model" in name} == {1e-3}
+    assert {rate for name, rate in rates.items() if "language_model" not in name} == {1e-4}

@@ -95,10 +95,12 @@ def test_parts_of_verdicts() -> None:
         "aloud": [{"score": 0.25}],
     }
     assert Scored(verdicts, {}, [], []).parts() == pytest.approx(
-        {"answers": 0.7, "reading": 10 / 30, "aloud": 0.25}
+        {"answers": 0.05 * 0.5 + 0.95 * 0.9, "reading": 10 / 30, "aloud": 0.25}
     )
     assert Scored({"anls": verdicts["anls"]}, {}, [], []).parts() == {"answers": 0.5}
     assert Scored({}, {}, [], []).parts() == {}
+    many: Any = {"anls": verdicts["anls"] * 10, "probability": verdicts["probability"] * 20}
+    assert Scored(many, {}, [], []).parts() == pytest.approx({"answers": 0.7})
 
 
 def spoil(parts: dict[str, float]) -> Any:

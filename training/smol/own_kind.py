@@ -40,6 +40,9 @@ from .train import TEXT
 
 KIND = "sroie"
 NAMES = list(FIELDS[KIND].values())
+SIZES = ["0", "5", "10", "20", "50", "all"]
+UNTAUGHT = ("0", "all")
+"""Without fine-tuning: the base, and ``smol``."""
 
 
 def base_model(folder: Path) -> Path:
@@ -131,8 +134,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=RUNS / "unseen", help="has the checkpoint")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[5, 10, 20, 50])
-    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SIZES, help="documents")
+    parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--split", default="val", help="of the documents that are scored")
     parser.add_argument("--chosen", type=int, nargs=2, metavar=("FROM", "TO"), default=(0, None))
     parser.add_argument("--to", default="own_kind", help="name of the folder of results")
@@ -146,16 +149,18 @@ def main() -> None:
         (folder / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
         print(name, {key: value for key, value in found.items() if key != "said"}, flush=True)
 
-    for name, model in (("0-0", base), ("all-0", "smol")):
-        if not (folder / f"{name}.json").is_file():
-            write(name, model, {"minutes": 0.0})
-    for draw in range(asked.draws):
-        for documents in asked.sizes:
-            name = f"{documents}-{draw}"
-            if not (folder / f"{name}.json").is_file():
-                model, about = taught(base, asked.data, folder, documents, draw, asked.options)
-                write(name, model, about)
-                shutil.rmtree(model)
+    for draw in asked.draws:
+        for size in asked.sizes:
+            name = f"{size}-{draw}"
+            if (folder / f"{name}.json").is_file():
+                continue
+            if size in UNTAUGHT:
+                if draw == asked.draws[0]:
+                    write(name, base if size == "0" else "smol", {"minutes": 0.0})
+                continue
+            model, about = taught(base, asked.data, folder, int(size), draw, asked.options)
+            write(name, model, about)
+            shutil.rmtree(model)
     summary(folder)
 
 

@@ -105,11 +105,16 @@ def finetune(
         Path | None,
         typer.Option(help="folder that the CSV's file names start from; default: the CSV's own"),
     ] = None,
-    epochs: Annotated[float, number("passes over the data", above=0)] = 3.0,
+    epochs: Annotated[
+        float | None, number("passes over the data; default: 3, of few questions more", above=0)
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="optimiser steps, instead of epochs")
     ] = None,
-    lr: Annotated[float, number("highest learning rate", above=0)] = 1e-4,
+    lr: Annotated[
+        float | None,
+        number("highest learning rate of everything; default: by the language model", above=0),
+    ] = None,
     lora_rank: Annotated[int, typer.Option(min=0, help="0: the connector alone trains")] = 16,
     train_vision: Annotated[
         bool, typer.Option("--train-vision", help="the vision encoder trains too, whole")

@@ -34,6 +34,8 @@ from ..processing.processor import AlignVLMProcessor
 from .own_data import Data, document_of_page, document_of_question
 from .quality import reading_part
 
+ENOUGH = 20
+"""Generated answers that count as much as the probability of the right ones."""
 READ_ALOUD = 3
 """Held-out pages whose text the model writes down, for the report."""
 CACHE_BYTES = 2**30
@@ -95,12 +97,14 @@ class Scored(NamedTuple):
         ``reading`` and ``aloud``, as far as there are such records.
 
         Answers count as they are generated and by the probability of the right ones: the former is
-        what the user gets, but a few questions alone move it in leaps.
+        what the user gets, but few of them move in leaps, so fewer than :data:`ENOUGH` weigh less.
         """
         found = {name: SCORES[name].aggregate(rows) for name, rows in self.verdicts.items() if rows}
         parts: dict[str, float] = {}
         if "anls" in found:
-            parts["answers"] = (found["anls"] + found.get("probability", found["anls"])) / 2
+            share = min(1.0, len(self.verdicts["anls"]) / ENOUGH) / 2
+            likely = found.get("probability", found["anls"])
+            parts["answers"] = share * found["anls"] + (1 - share) * likely
         if "reading" in found:
             text, blank = (
                 (total(self.verdicts[name], "right"), total(self.verdicts[name], "all"))

@@ -245,9 +245,10 @@ def _train(
     if not grounded and not settings.transcribe:
         raise ConfigError("--no-transcribe trains P_vocab alone, and this model has no ALIGN one")
     batch = settings.batch(data.train_size)
-    steps = settings.steps or math.ceil(settings.epochs * data.train_size / batch)
+    steps = settings.steps or math.ceil(settings.passes(data.train_size) * data.train_size / batch)
     longest = _longest(settings, model)
-    stage = stage_of(settings, steps, batch, grounded=grounded, max_length=longest)
+    width = model.config.text_config.hidden_size
+    stage = stage_of(settings, width, steps, batch, grounded=grounded, max_length=longest)
     train_set, validation_set = (
         StageDataset(records, stage, processor, model, settings.seed)
         for records in (
@@ -269,7 +270,8 @@ def _train(
     wrapped.peft_config["default"].base_model_name_or_path = str(source)
     trained = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
     samples = "1 sample" if batch == 1 else f"{batch} samples"
-    report(f"{steps} steps of {samples}; {trained / 1e6:.2f} M parameters")
+    fastest = max(stage.train.values())
+    report(f"{steps} steps of {samples}; {trained / 1e6:.2f} M parameters, rate {fastest:.1e}")
 
     def judge() -> dict[str, float]:
         with unwrapped(wrapped) as inner:

@@ -12,6 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ..errors import ConfigError, describe_validation_error
 
 MOST_BATCH, STEPS = 8, 8
+LR = 1e-4
+"""Of what trains whole: the connector, the vision encoder."""
+PASSES, MOST_PASSES, SEEN = 3.0, 10.0, 100
+"""Over the data; the most, and how many samples a run on few questions sees with them."""
+LORA_LR, WIDTH = 1e-3, 576
+"""Of LoRA, and the width of the language model that it was chosen for (docs/log.md)."""
 
 
 class Settings(BaseModel):
@@ -25,9 +31,11 @@ class Settings(BaseModel):
         None, description="JSONL of questions with answers, or extract's CSV, corrected"
     )
     images: str | None = Field(None, description="folder that names of the CSV start from")
-    epochs: float = Field(3.0, gt=0)
+    epochs: float | None = Field(None, gt=0, description="default: see passes()")
     steps: int | None = Field(None, ge=1, description="optimiser steps; instead of epochs")
-    lr: float = Field(1e-4, gt=0, description="highest learning rate, of everything that trains")
+    lr: float | None = Field(
+        None, gt=0, description="highest learning rate of everything; default: see rates()"
+    )
     lora_rank: int = Field(16, ge=0, description="0: no LoRA, the connector alone trains")
     train_vision: bool = Field(False, description="the vision encoder trains too, whole")
     transcribe: bool = Field(True, description="the language model learns to read pages aloud")
@@ -63,9 +71,31 @@ class Settings(BaseModel):
         """LoRA's rank as it is used: without a loss on text the language model does not train."""
         return self.lora_rank if self.transcribe else 0
 
+    def rates(self, width: int) -> dict[str, float]:
+        """Highest learning rates: ``text`` of LoRA, ``connector`` of all that trains whole.
+
+        A wider language model takes less in proportion, as μP has it for Adam (arXiv 2203.03466).
+
+        Args:
+            width: of the language model.
+        """
+        rates = {"connector": self.lr or LR}
+        if self.rank:
+            rates["text"] = self.lr or LORA_LR * min(1.0, WIDTH / width)
+        return rates
+
+    def passes(self, samples: int) -> float:
+        """Passes over the data: three, and of few questions more. Pages of PDFs take longer, and
+        each teaches hundreds of words."""
+        if self.epochs is not None:
+            return self.epochs
+        if self.pdfs is not None:
+            return PASSES
+        return min(MOST_PASSES, max(PASSES, SEEN / samples))
+
     def batch(self, samples: int) -> int:
         """Samples an optimiser step. By default 8, and of few ``samples`` fewer: a pass over them
-        then still has :data:`STEPS` steps, and three passes teach something."""
+        then still has :data:`STEPS` steps."""
         if self.batch_size is not None:
             return self.batch_size
         wanted = min(MOST_BATCH, samples // STEPS)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from ..train.recipe import JsonlSourceSpec, LossSpec, StageSpec
 from ..train.stages import GROUNDED, StageTrainer, training_arguments
@@ -22,11 +22,12 @@ BLANK_CELLS = 200
 
 
 def stage_of(
-    settings: Settings, steps: int, batch: int, *, grounded: bool, max_length: int
+    settings: Settings, width: int, steps: int, batch: int, *, grounded: bool, max_length: int
 ) -> StageSpec:
     """The run as a recipe's stage.
 
     Args:
+        width: of the language model.
         steps: optimiser steps.
         batch: samples of each.
         grounded: there are words, and P_vocab to train on them.
@@ -35,7 +36,7 @@ def stage_of(
     every = max(1, math.ceil(steps / EVALUATIONS))
     return StageSpec(
         name="finetune",
-        train={"connector": settings.lr},
+        train=settings.rates(width),
         sources=[JsonlSourceSpec(type="jsonl", path=settings.data or settings.pdfs or "")],
         steps=steps,
         loss=LossSpec(
@@ -115,9 +116,9 @@ class FinetuneTrainer(StageTrainer):
         metrics.update({f"eval_part_{name}": value for name, value in parts.items()})
         return output
 
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """The Trainer's own: peft has already frozen what must not move."""
-        return Trainer.create_optimizer(self, *args, **kwargs)
+    def rate_of(self, parameter: str) -> float:
+        """LoRA's, or that of what trains whole; peft has already frozen what must not move."""
+        return self.rates["text" if ".lora_" in parameter else "connector"]
 
     def prediction_step(  # type: ignore[override]
         self, model: Any, inputs: dict, prediction_loss_only: bool, ignore_keys: Any = None

@@ -195,6 +195,10 @@ class StageTrainer(Trainer):
             weights.pop(tied, None)
         return weights
 
+    def rate_of(self, parameter: str) -> float:
+        """The highest learning rate of a parameter, by its name."""
+        return learning_rate(parameter, self.rates)
+
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The stage's AdamW with a group for each learning rate; vectors do not decay.
 
@@ -206,9 +210,7 @@ class StageTrainer(Trainer):
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad:
                     decay = self.args.weight_decay if parameter.ndim > 1 else 0.0
-                    groups.setdefault((learning_rate(name, self.rates), decay), []).append(
-                        parameter
-                    )
+                    groups.setdefault((self.rate_of(name), decay), []).append(parameter)
             try:
                 kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             except (ImportError, ValueError) as error:
