@@ -17,8 +17,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/python examples/quickstart.py
 
-# two processes; a file's tests stay together, and share what they load
-TWO := -n 2 --dist loadfile
+# two processes with half of the files each, in order, so that a file's tests share what they load;
+# the one that is ready first takes half of what the other has left
+TWO := -n 2 --dist worksteal
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(TWO)
