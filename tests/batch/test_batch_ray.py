@@ -50,6 +50,7 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "results.jsonl").read_text("utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_a_batch_on_this_machine(docs, tiny_model_dir, tmp_path):
     """Ray started and stopped, real workers, one bad page; a rerun starts no Ray."""
     out = tmp_path / "out"

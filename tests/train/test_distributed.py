@@ -183,14 +183,10 @@ def test_some_steps_have_a_rank_without_an_image(tiny_lm_dir, rows):
     assert pairs & {(True, False), (False, True)}
 
 
-CASES = [
-    pytest.param("fsdp2", "untied"),
-    pytest.param("fsdp2", "tied", marks=pytest.mark.slow),
-    pytest.param("ddp", "tied", marks=pytest.mark.slow),
-    pytest.param("ddp", "untied", marks=pytest.mark.slow),
-]
+CASES = [("fsdp2", "untied"), ("fsdp2", "tied"), ("ddp", "tied"), ("ddp", "untied")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "tables"), CASES)
 def test_two_processes_have_the_losses_of_one(one, tmp_path, kind, tables):
     expected, recipe = one(tables)

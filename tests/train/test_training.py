@@ -272,6 +272,7 @@ def stopped(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_exactly(data, unbroken, tmp_path):
     """SIGKILL in the middle of a stage, as soon as a checkpoint is there."""
     file, out = tmp_path / "little.yaml", tmp_path / "model"
