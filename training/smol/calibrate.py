@@ -63,19 +63,23 @@ class Marked(NamedTuple):
     right: bool
 
 
+def labelled(source: Any) -> dict[str, dict[str, tuple[str, ...]]]:
+    """The accepted answers of each field of each document, by its name."""
+    answers: dict[str, dict[str, tuple[str, ...]]] = {}
+    for row in source.rows:
+        answers.setdefault(row.key, {})[row.id.rpartition("/")[2]] = row.answers
+    return answers
+
+
 def extracted(
     extractor: Extractor, data: Path, kind: str, split: str, chosen: slice = slice(None)
 ) -> Iterator[tuple[str, dict[str, FieldValue], dict[str, tuple[str, ...]]]]:
     """Documents of a split by name, with the value and the accepted answers of each field."""
     source = SOURCES[kind](data / kind, split)
-    answers: dict[str, dict[str, tuple[str, ...]]] = {}
-    numbers: dict[str, int] = {}
-    for number, row in enumerate(source.rows):
-        answers.setdefault(row.key, {})[row.id.rpartition("/")[2]] = row.answers
-        numbers.setdefault(row.key, number)
-    for key, gold in list(answers.items())[chosen]:
+    rows = {row.key: row for row in source.rows}
+    for key, gold in list(labelled(source).items())[chosen]:
         if isinstance(source, PDFBenchmark):
-            path = source.path(source.rows[numbers[key]])
+            path = source.path(rows[key])
         else:
             path = data / kind / split / "img" / key
         read = extractor(Pages([path], max_pages=PAGES))

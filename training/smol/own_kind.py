@@ -29,11 +29,12 @@ from alignvlm.compose.shipped import add_low_rank
 from alignvlm.eval.intervals import bootstrap_interval
 from alignvlm.eval.metrics import METRICS
 from alignvlm.eval.tasks.local_tasks import LOCAL_TASKS
+from alignvlm.files import new_folder
 from alignvlm.inference.extract import Extractor
 from alignvlm.inference.loading import load_model
 from alignvlm.weights.resolve import resolve
 
-from .calibrate import FIELDS, SOURCES, extracted
+from .calibrate import FIELDS, SOURCES, extracted, labelled
 from .export import from_checkpoint
 from .readings import RUNS
 from .train import TEXT
@@ -52,24 +53,23 @@ def base_model(folder: Path) -> Path:
         model, processor = compose("reader", str(resolve(TEXT)))
         changes, _ = from_checkpoint(folder / "checkpoint.pt")
         add_low_rank(model.model.language_model, {k: v.float() for k, v in changes.items()})
-        model.save_pretrained(target)
-        processor.save_pretrained(target)
+        with new_folder(target) as partial:
+            model.save_pretrained(partial)
+            processor.save_pretrained(partial)
     return target
 
 
 def write_table(data: Path, target: Path, documents: int, draw: int) -> None:
     """Labelled receipts of the training split as the table that ``alignvlm extract`` writes; a
     draw of more documents holds those of fewer."""
-    rows: dict[str, dict[str, str]] = {}
-    for row in SOURCES[KIND](data / KIND, "train").rows:
-        rows.setdefault(row.key, {})[row.id.rpartition("/")[2]] = row.answers[0]
+    rows = labelled(SOURCES[KIND](data / KIND, "train"))
     whole = [key for key, values in rows.items() if len(values) == len(NAMES)]
     random.Random(draw).shuffle(whole)
     with target.open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, ["file", *NAMES])
         table.writeheader()
         for key in whole[:documents]:
-            table.writerow({"file": key, **rows[key]})
+            table.writerow({"file": key, **{name: own[0] for name, own in rows[key].items()}})
 
 
 def score(model: str | Path, data: Path, split: str, chosen: slice) -> dict[str, Any]:

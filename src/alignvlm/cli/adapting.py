@@ -106,7 +106,7 @@ def finetune(
         typer.Option(help="folder that the CSV's file names start from; default: the CSV's own"),
     ] = None,
     epochs: Annotated[
-        float | None, number("passes over the data; default: 3, of few questions more", above=0)
+        float | None, number("passes over the data; default: 3, over few pages more", above=0)
     ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="optimiser steps, instead of epochs")

@@ -15,7 +15,7 @@ MOST_BATCH, STEPS = 8, 8
 LR = 1e-4
 """Of what trains whole: the connector, the vision encoder."""
 PASSES, MOST_PASSES, SEEN = 3.0, 10.0, 100
-"""Over the data; the most, and how many samples a run on few questions sees with them."""
+"""Over the data; the most over few pages with questions, and the samples such a run sees."""
 LORA_LR, WIDTH = 1e-3, 576
 """Of LoRA, and the width of the language model that it was chosen for (docs/log.md)."""
 
@@ -85,8 +85,8 @@ class Settings(BaseModel):
         return rates
 
     def passes(self, samples: int) -> float:
-        """Passes over the data: three, and of few questions more. Pages of PDFs take longer, and
-        each teaches hundreds of words."""
+        """Passes over the data: three, and more over few samples, which are pages with all that is
+        asked of them. Pages of PDFs take longer, and each teaches hundreds of words."""
         if self.epochs is not None:
             return self.epochs
         if self.pdfs is not None:

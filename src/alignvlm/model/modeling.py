@@ -165,8 +165,7 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         """
         config = self.config
         features, pages = self.see(pixel_values, image_grids)
-        drops = config.blank_threshold is not None
-        blank_id = config.blank_token_id if drops else None
+        blank_id = None if config.blank_threshold is None else config.blank_token_id
         read = self.connector.read(features, self.text_embedding(), vocab_targets, blank_id)
         blank, order, loss = None, None, None
         if read.blank_log_p is not None and config.blank_threshold is not None:
