@@ -144,12 +144,12 @@ def _session(address: str | None) -> Iterator[Any]:
             if address:
                 raise ConfigError(_NO_CLUSTER.format(address, line)) from None
             raise ConfigError(f"Ray does not start on this machine: {line}") from None
-    try:
-        with _unprinted(ray):
+    with _unprinted(ray):  # its end too: until then Ray's threads print what became of workers
+        try:
             yield ray
-    finally:
-        if ours:
-            ray.shutdown()
+        finally:
+            if ours:
+                ray.shutdown()
 
 
 @contextmanager
