@@ -69,6 +69,13 @@ class Batch:
     wanted: Tensor
     lengths: Tensor
 
+    @property
+    def ends(self) -> Tensor:
+        """Places of each prompt with what of its answer is fed back, int64 ``[b]``."""
+        width = self.ids.shape[1]
+        places = self.answers % width + 1
+        return self.lengths.scatter_reduce(0, self.answers // width, places, "amax")
+
     def to(self, device: str) -> Batch:
         """On a device."""
         moved = (t.to(device, non_blocking=True) for t in vars(self).values())

@@ -10,6 +10,8 @@ _HIGHER = (
     f"if neither reads (ANLS more than {READS} above the same model's before a white page)."
 )
 _BOTH = _HIGHER.replace("if neither reads", "unless both read")
+_FEW = "Reproduced if the 95 % t-interval of the difference, seed by seed, lies above 0."
+_GROUNDED = f"Grounded, with {c.SMALL} pages, where ALIGN reads."
 _ALIGN = "Not testable if ALIGN does not read."
 
 PAPER = (
@@ -87,7 +89,7 @@ PAPER = (
         f"Reproduced if a training step takes at most {c.MOST_COST} times the MLP's in every round "
         "but the first. A step of so few pages is mostly the language model's and the starting of "
         "kernels; docs/performance.md has larger ones.",
-        c.cost,
+        c.in_settings(c.cost),
     ),
     Claim(
         "Look-alike words",
@@ -133,22 +135,22 @@ BEYOND = (
 DESIGN = (
     Claim(
         "W2 from the language-model head",
-        "The paper copies the head; the other start is random.",
-        _HIGHER,
-        c.better("align", "align-random-head"),
+        "The paper copies the head; the other start is random. " + _GROUNDED,
+        _FEW,
+        c.in_settings(c.better("align-grounded", "align-grounded-random-head", size=c.SMALL)),
     ),
     Claim(
         "LayerNorm over the vocabulary",
-        "The paper has it.",
-        _HIGHER,
-        c.better("align", "align-no-outer-norm"),
+        "The paper has it. " + _GROUNDED,
+        _FEW,
+        c.in_settings(c.better("align-grounded", "align-grounded-no-outer-norm", size=c.SMALL)),
     ),
     Claim(
         "γ starts at 1",
         "LayerNorm's own start. At 6, which the larger recipes take, P_vocab is sharp from the "
-        "first step, on whatever tokens W1 happens to favour.",
-        _HIGHER,
-        c.better("align", "align-gamma-6"),
+        f"first step, on whatever tokens W1 happens to favour. {_GROUNDED}",
+        _FEW,
+        c.in_settings(c.better("align-grounded", "align-grounded-gamma-6", size=c.SMALL)),
     ),
     Claim(
         "Grounding",
@@ -159,7 +161,7 @@ DESIGN = (
     Claim(
         "Grounding and the pages it takes",
         f"Ours: with {c.SMALL} pages grounded ALIGN is ahead of ALIGN.",
-        "Reproduced if the 95 % t-interval of the difference, seed by seed, lies above 0.",
+        _FEW,
         c.better("align-grounded", "align", size=c.SMALL),
     ),
     Claim(
@@ -170,9 +172,12 @@ DESIGN = (
     ),
     Claim(
         "W1 in closed form",
-        "Ours: a regression from the cells to the head's rows, then training as usual.",
-        _HIGHER,
-        c.better("align-fitted", "align"),
+        "Ours: a regression from the cells to the head's rows, then training as usual. Adapted "
+        f"with {c.SMALL} pages.",
+        f"{_FEW} Frozen not testable if neither reads.",
+        c.in_settings(
+            c.better("align-fitted", "align", size=c.SMALL), c.better("align-fitted", "align")
+        ),
     ),
 )
 """Parts of ALIGN, with and without; the last four are this project's own."""

@@ -91,6 +91,19 @@ def better(first: str, second: str, name: str = "test", size: int = LARGE) -> Ju
     return judge
 
 
+def in_settings(adapted: Judge, frozen: Judge | None = None) -> Judge:
+    """Another judge for each setting; a claim may be measured for the adapted model only."""
+
+    def judge(study: Study, behind: str) -> Verdict:
+        if behind:
+            return adapted(study, behind)
+        if frozen is not None:
+            return frozen(study, behind)
+        return Verdict(UNTESTABLE, "measured for the adapted model only.")
+
+    return judge
+
+
 def low_resource(study: Study, behind: str) -> Verdict:
     """The gap is there with few pages, and larger than with all."""
     align, mlp = "align" + behind, "mlp" + behind
@@ -221,9 +234,9 @@ MOST_COST = 1.25
 
 
 def cost(study: Study, behind: str) -> Verdict:
-    """A training step's time against the MLP's; measured with low-rank changes alone."""
-    if not study.cost or not behind:
-        return Verdict(PENDING if behind else UNTESTABLE, "measured for the adapted model only.")
+    """A training step's time against the MLP's."""
+    if not study.cost:
+        return Verdict(PENDING, "no steps have been timed.")
     found = ratios(study.cost)["align"]
     memory = study.cost["memory_gib"]
     evidence = (

@@ -178,6 +178,21 @@ class LanguageModel(nn.Module):
         """Last hidden states of input embeddings; later places are padding where there is any."""
         return self.with_cache(x, keep=False)[0]
 
+    def by_length(
+        self, x: Float[Tensor, "b n d"], lengths: Int[Tensor, " b"], at_once: int = 2
+    ) -> Float[Tensor, "b n d"]:
+        """The same, rows of like length together: what stands behind a row's end is not computed.
+
+        A processor takes as long for padding as for text; a card rather takes all rows at once.
+        """
+        order = lengths.argsort()
+        parts = []
+        for rows in order.split(at_once):
+            longest = int(lengths[rows].max())
+            hidden = self(x[rows, :longest])
+            parts.append(F.pad(hidden, (0, 0, 0, x.shape[1] - longest)))
+        return torch.cat(parts)[order.argsort()]
+
     def with_cache(self, x: Float[Tensor, "b n d"], keep: bool = True) -> tuple[Tensor, Cache]:
         """Hidden states, and what :meth:`step` needs to go on."""
         x = x.to(self.table.dtype)

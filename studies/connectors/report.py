@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -70,12 +71,13 @@ def setting(study: Study) -> str:
     if not study.cells:
         return f"## What was run\n\nNothing yet: 0 of {total} cells are stored.\n"
     complete = "" if len(study.cells) >= total else " Verdicts may change with the others."
-    devices = sorted({cell["versions"]["device"] for cell in study.cells})
+    cells_on = Counter(cell["versions"]["device"] for cell in study.cells)
+    devices = ", ".join(f"{count} on {name}" for name, count in cells_on.most_common())
     steps = ", ".join(f"{SIZES[size]} steps at {size:,} pages" for size in sorted(SIZES))
     return f"""## What was run
 
 {len(study.cells)} of {total} cells, {len(SEEDS)} seeds a variant.{complete}
-{steps}; 16 pages a step. Run on one {", ".join(devices)}.
+{steps}; 16 pages a step. Run: {devices}.
 
 {rates(study)}
 """

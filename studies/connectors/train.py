@@ -109,7 +109,10 @@ def step_losses(
         inputs.append(one.reader.inputs(batch, targets=batch.targets if grounded else None))
     width = max(x.shape[1] for x, _, _ in inputs)
     padded = [F.pad(x, (0, 0, 0, width - x.shape[1])) for x, _, _ in inputs]
-    hidden = language(torch.cat(padded)).chunk(len(trainees))
+    if len(trainees) == 1 and padded[0].device.type == "cpu":
+        hidden: Sequence[Tensor] = [language.by_length(padded[0], batches[0].ends + inputs[0][1])]
+    else:
+        hidden = language(torch.cat(padded)).chunk(len(trainees))
     losses = []
     for one, batch, (_, shift, log_p), own in zip(trainees, batches, inputs, hidden, strict=True):
         loss = F.cross_entropy(one.reader.logits_of(own, shift, batch), batch.wanted)

@@ -51,3 +51,17 @@ def test_low_rank_changes_start_at_nothing_and_learn(pair):
     changed(x).square().mean().backward()
     assert all(p.grad is not None for p in changed.parameters())
     assert not list(plain.parameters())
+
+
+def test_rows_of_like_length_are_as_all_together(pair):
+    folder, _ = pair
+    ours = LanguageModel(folder)
+    lengths = torch.tensor([9, 3, 11, 5, 7])
+    x = torch.randn(5, 12, 48, requires_grad=True)
+    real = torch.arange(12) < lengths[:, None]
+    hidden = ours.by_length(x, lengths)
+    assert hidden.shape == x.shape
+    torch.testing.assert_close(hidden[real], ours(x)[real])
+    (grad,) = torch.autograd.grad(hidden[real].square().sum(), x)
+    (wanted,) = torch.autograd.grad(ours(x)[real].square().sum(), x)
+    torch.testing.assert_close(grad, wanted)

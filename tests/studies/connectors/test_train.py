@@ -82,9 +82,9 @@ def test_side_by_side_is_as_alone(group, folder, stored, tmp_path):
     for one, (losses, weights, changes) in zip(group, trained(group), strict=True):
         ((alone, own_weights, own_changes),) = trained([one])
         torch.testing.assert_close(losses, alone, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(weights, own_weights, rtol=1e-3, atol=2e-5)
+        torch.testing.assert_close(weights, own_weights, rtol=1e-3, atol=2e-4)
         if changes is not None:
-            torch.testing.assert_close(changes, own_changes, rtol=1e-3, atol=2e-5)
+            torch.testing.assert_close(changes, own_changes, rtol=1e-3, atol=2e-4)
         assert losses[-1] != losses[0]
 
 
