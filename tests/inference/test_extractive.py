@@ -18,9 +18,10 @@ from alignvlm.inference.extractive import (
     ABSENT,
     ExtractiveDecoding,
     PageSpans,
-    TokenBytes,
     page_spans,
 )
+from alignvlm.inference.token_bytes import TokenBytes
+from alignvlm.inference.values import may_be_date
 from alignvlm.inference.word_edges import word_bounds, word_gaps
 from alignvlm.reader.characters import Characters
 from alignvlm.reader.page import PageTokens, Row
@@ -218,6 +219,49 @@ def test_whatever_is_chosen_among_the_allowed_is_a_span(tokenizer, words, seed):
     found = pages.find(chosen)
     assert found is not None and found.text == ("" if chosen == ABSENT else chosen)
     assert as_printed(found.text) == as_printed(" ".join(word.reads for word in found.words))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=st.lists(
+        st.sampled_from(
+            ["Tel 03-6057 1377", "28/03/2018 14:49", "Date:12-Mar-18", "27 MARCH, 2018", "RM 8.50",
+             "NO 5, JALAN 7/1", "2017-1-05", "15. März 2018"]
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    seed=st.integers(0, 2**31),
+)  # fmt: skip
+def test_only_dates_are_chosen_where_there_are_some(tokenizer, rows, seed):
+    """A random walk over allowed tokens ends at a date, or says that there is none."""
+    tokens = TokenBytes(tokenizer, len(tokenizer))
+    every = spans(*rows)
+    pages = every.only(may_be_date)
+    if not any(part in row for row in rows for part in ("2018", "Mar-18", "2017")):
+        assert pages is every
+        return
+    chooser = np.random.default_rng(seed)
+    live, text = pages.begin(), b""
+    while True:
+        allowed = sorted(pages.allowed(live, tokens))
+        if pages.ended(live) and (not allowed or chooser.random() < 0.5):
+            break
+        assert allowed, "a walk cannot get stuck within a date"
+        token = int(chooser.choice(allowed))
+        live, text = pages.follow(live, tokens.of[token]), text + tokens.of[token]
+    chosen = text.decode()
+    assert chosen == ABSENT or may_be_date(chosen)
+    assert said(pages, chosen) == ("" if chosen == ABSENT else chosen)
+
+
+def test_a_date_with_an_unsure_letter_is_one():
+    row = a_row("10 0CT 2017", others={3: ("O", 0.4)})
+    pages = spans(row, "Tel 03-6057 1377").only(may_be_date)
+    assert said(pages, "10 OCT 2017") == "10 OCT 2017"
+    assert said(pages, "03-6057") is None
+    alone = spans("10 0CT 2017", "Tel 03-6057 1377")  # sure that it is a nought
+    assert alone.only(may_be_date) is alone
 
 
 def as_printed(text: str) -> str:

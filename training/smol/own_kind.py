@@ -8,7 +8,8 @@ as a user would, ``alignvlm finetune --data TABLE`` with all defaults, on a few 
 the training split, and what ``alignvlm extract`` finds on validation receipts is scored, each time
 on the same ones. Beside it stand the model without any and ``smol``, whose training saw them all.
 
-Writes ``own_kind/<documents>-<draw>.json`` with score and minutes; what is there is not made again.
+Writes ``own_kind/<documents>-<draw>.json`` with score and minutes. What is there is not made again:
+without the JSON a run that has ended is scored anew, without its folder it is trained anew.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import random
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -97,21 +97,20 @@ def score(model: str | Path, data: Path, split: str, chosen: slice) -> dict[str,
 def taught(
     base: Path, data: Path, folder: Path, documents: int, draw: int, options: list[str]
 ) -> tuple[Path, dict[str, Any]]:
-    """The model after ``alignvlm finetune`` and ``merge``, and how long these took."""
+    """The model after ``alignvlm finetune`` and ``merge``, and how long the former took."""
     work = folder / f"{documents}-{draw}"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    write_table(data, work / "receipts.csv", documents, draw)
+    shutil.rmtree(work / "model", ignore_errors=True)
     command = [sys.executable, "-m", "alignvlm"]
-    images = ["--images", str(data / KIND / "train" / "img")]
-    start = time.monotonic()
-    table = ["--data", str(work / "receipts.csv"), *images]
-    asked = [*command, "finetune", str(base), *table, "--out", str(work / "run"), *options]
-    subprocess.run(asked, check=True)
-    minutes = (time.monotonic() - start) / 60
+    if not (work / "run").is_dir():
+        work.mkdir(exist_ok=True)
+        write_table(data, work / "receipts.csv", documents, draw)
+        images = ["--images", str(data / KIND / "train" / "img")]
+        table = ["--data", str(work / "receipts.csv"), *images]
+        asked = [*command, "finetune", str(base), *table, "--out", str(work / "run"), *options]
+        subprocess.run([*asked, "--overwrite"], check=True)
     subprocess.run([*command, "merge", str(work / "run"), "--out", str(work / "model")], check=True)
     report = json.loads((work / "run" / "report.json").read_text("utf-8"))
-    return work / "model", {"minutes": minutes, "kept": report["kept"]}
+    return work / "model", {"minutes": report["seconds"] / 60, "kept": report["kept"]}
 
 
 def summary(folder: Path) -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..documents.page_images import PageImage, Pages
     from ..inference.ask import Answer
     from ..inference.cite import Citation
-    from ..inference.extractive import TokenBytes
+    from ..inference.token_bytes import TokenBytes
     from ..model.outputs import Encoded
 
 CHAT = "vllm-chat"
@@ -209,7 +209,7 @@ class _Asker:
 
     @cached_property
     def _token_bytes(self) -> TokenBytes:
-        from ..inference.extractive import TokenBytes
+        from ..inference.token_bytes import TokenBytes
 
         return TokenBytes(self.processor.tokenizer, self.model.lm_head.out_features)
 

@@ -22,11 +22,12 @@ from ..model.outputs import CACHE, Encoded
 from ..processing.processor import AlignVLMProcessor
 from ..reader.page import Box
 from .confidence import Calibration, probability, score
-from .extractive import ExtractiveDecoding, PageSpans, TokenBytes, end_ids, page_spans
+from .extractive import ExtractiveDecoding, PageSpans, end_ids, page_spans
 from .field_schema import FieldQuestion, Schema, field_questions
 from .prompt import Prompt, build_prompts, chat, encode_pages
 from .span import Span
-from .values import Spelling, parse
+from .token_bytes import TokenBytes
+from .values import Spelling, may_be_date, parse
 
 DETAILS = ("text", "page", "boxes", "confidence", "note")
 """What a table says of each field beside its value, in columns ``NAME_text`` and so on."""
@@ -116,7 +117,7 @@ def answer_together(
     questions: Sequence[str],
     encoded: Encoded,
     *,
-    spans: PageSpans | None = None,
+    spans: Sequence[PageSpans] | None = None,
     tokens: TokenBytes | None = None,
     max_new_tokens: int = 64,
     at_once: int | None = None,
@@ -130,7 +131,7 @@ def answer_together(
 
     Args:
         encoded: the page as :func:`alignvlm.inference.prompt.encode_pages` gave it.
-        spans, tokens: leave the answers only spans of the page.
+        spans, tokens: leave each question's answer only these spans of the page.
         at_once: questions in one batch, each of which has a copy of the page's cache; default: all.
         most_bytes: of the copies of one batch: fewer questions go together where more would take
             more, but one at least; default: no limit.
@@ -160,8 +161,11 @@ def answer_together(
     for begin in range(0, len(rows), at_once):
         last = begin + at_once >= len(rows)
         cache = start[CACHE] if last else copy.deepcopy(start[CACHE])
-        some = rows[begin : begin + at_once]
-        answers += _continued(model, processor, some, shared, cache, spans, tokens, max_new_tokens)
+        some = slice(begin, begin + at_once)
+        limits = LogitsProcessorList()
+        if spans is not None and tokens is not None:
+            limits.append(ExtractiveDecoding(spans[some], tokens, end_ids(model)))
+        answers += _continued(model, processor, rows[some], shared, cache, limits, max_new_tokens)
     if spent is not None:
         spent.prompt_tokens += sum(map(len, rows)) - shared * (len(rows) - 1)
         spent.new_tokens += sum(answer.new_tokens for answer in answers)
@@ -185,17 +189,13 @@ def _continued(
     rows: Sequence[Tensor],
     shared: int,
     cache: Any,
-    spans: PageSpans | None,
-    tokens: TokenBytes | None,
+    limits: LogitsProcessorList,
     max_new_tokens: int,
 ) -> list[FieldAnswer]:
     """Answers of one batch, after the ``shared`` ids whose keys and values are in ``cache``."""
     cache.batch_repeat_interleave(len(rows))
     ids, mask = _padded(rows, shared, processor.tokenizer.pad_token_id)
     ends = end_ids(model)
-    limits = LogitsProcessorList()
-    if spans is not None and tokens is not None:
-        limits.append(ExtractiveDecoding([spans] * len(rows), tokens, ends))
     output = model.generate(
         input_ids=ids,
         attention_mask=mask,
@@ -297,14 +297,16 @@ class Extractor:
         if not any(map(len, encoded.pages or [])):
             return None
         questions = [one.question for one in self.fields]
+        dates = spans.only(may_be_date) if any(one.kind == "date" for one in self.fields) else spans
+        among = [dates if one.kind == "date" else spans for one in self.fields]
         answers = answer_together(
             self.model, self.processor, page, questions, encoded,
-            spans=spans, tokens=self._tokens, max_new_tokens=self.max_new_tokens,
+            spans=among, tokens=self._tokens, max_new_tokens=self.max_new_tokens,
             at_once=self.at_once, most_bytes=self.most_bytes, spent=self.spent,
         )  # fmt: skip
         return [
-            self._value(one, answer, spans.find(answer.text), page.page)
-            for one, answer in zip(self.fields, answers, strict=True)
+            self._value(one, answer, own.find(answer.text), page.page)
+            for one, own, answer in zip(self.fields, among, answers, strict=True)
         ]
 
     def _value(

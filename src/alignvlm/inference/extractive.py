@@ -12,9 +12,10 @@ for "Novak Deli" would otherwise go elsewhere at the first small letter. What is
 
 from __future__ import annotations
 
+import copy
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,10 +26,10 @@ from transformers import LogitsProcessor
 from ..errors import ConfigError
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..model.outputs import Encoded
-from ..reader.cut import BYTES
 from ..reader.page import PageTokens
 from ..tiling import Grid
 from .span import Span, SpanWord, union
+from .token_bytes import TokenBytes
 from .word_edges import may_be_capitals, may_join, word_bounds, word_gaps
 
 ABSENT = "not on this page"
@@ -38,32 +39,8 @@ UNSURE = math.log(0.05)
 CHANGED = -1e-6
 """What a capital, a space more or a space less costs, nats: as printed goes first."""
 _PUT, _LEFT_OUT = -1, -2
-
-
-class TokenBytes:
-    """What each token of a vocabulary spells, looked up by its bytes.
-
-    Args:
-        tokenizer: a fast tokenizer of transformers; special and added tokens spell nothing.
-        size: ids from here on are left out: the model has no logits for them.
-    """
-
-    def __init__(self, tokenizer: Any, size: int) -> None:
-        self.byte_level = '"ByteLevel"' in tokenizer.backend_tokenizer.to_str()
-        added = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-        self.ids: dict[bytes, list[int]] = {}
-        for name, token in tokenizer.get_vocab().items():
-            if token < size and token not in added and (spelled := self._spelled(name)):
-                self.ids.setdefault(spelled, []).append(token)
-        self.of = {token: text for text, tokens in self.ids.items() for token in tokens}
-        self.prefixes = {text[:end] for text in self.ids for end in range(1, len(text))}
-
-    def _spelled(self, name: str) -> bytes:
-        if self.byte_level:
-            return bytes(BYTES[char] for char in name) if all(c in BYTES for c in name) else b""
-        if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
-            return bytes([int(name[3:5], 16)])
-        return name.replace("\u2581", " ").encode()
+MOST_TESTED = 40
+"""Characters of the longest span that a test is tried on."""
 
 
 class _Live(NamedTuple):
@@ -82,7 +59,7 @@ class _Live(NamedTuple):
 
     @property
     def state(self) -> tuple[int, bytes, bool, bool]:
-        """What decides how it may go on."""
+        """Where it is in the text."""
         return self.at, self.rest, self.apart, self.large
 
 
@@ -125,6 +102,7 @@ class PageSpans:
         self._gaps: set[int] = set()  # places before which a space may be said
         self._narrow: set[int] = set()  # spaces that may be left out
         self._deciding: set[int] = set()  # small letters that say for a run if it is in capitals
+        self._only: dict[int, set[int]] | None = None  # of each start the ends, if not all
         for number, (page, _) in enumerate(pages):
             first = len(self._chars)
             for index, row in enumerate(page.rows):
@@ -195,6 +173,40 @@ class PageSpans:
         down = max(second[1] - first[3], first[1] - second[3])
         return max(across, down) <= min(x1 - x0, y1 - y0)
 
+    def only(self, test: Callable[[str], bool]) -> PageSpans:
+        """Those spans whose words pass a test, and "not on this page"; all if none passes it.
+
+        The words are tried as they were read, and with another character in one unsure place.
+        """
+        found: dict[int, set[int]] = {}
+        for start in self._starts:
+            reach = self._reach(start) if start != self._absent else ()
+            if ends := {end for end in reach if any(map(test, self._texts(start, end)))}:
+                found[start] = ends
+        if not found:
+            return self
+        few = copy.copy(self)
+        few._starts = [*found, self._absent]
+        few._only = found | {self._absent: {self._absent + len(self.absent)}}
+        return few
+
+    def _reach(self, start: int) -> Iterator[int]:
+        """Where a span from there may end, on the same page and not far off."""
+        for end in range(start + 1, start + MOST_TESTED + 1):
+            if not self._chars[end - 1]:
+                return
+            if end in self._ends:
+                yield end
+
+    def _texts(self, start: int, end: int) -> Iterator[str]:
+        """What a span may say, spaces as they were read, and capitals."""
+        own = [options[0].said for options in self._chars[start:end]]
+        yield "".join(own)
+        for place, options in enumerate(self._chars[start:end]):
+            for other in options[1:]:
+                if other.said.lower() != own[place].lower():
+                    yield "".join([*own[:place], other.said, *own[place + 1 :]])
+
     def begin(self, *, spaced: bool = False) -> list[_Live]:
         """Every place where a span may begin; ``spaced``: also with a space before it."""
         live = [_Live(start, start, b"", 0.0, (), apart=True) for start in self._starts]
@@ -202,12 +214,12 @@ class PageSpans:
 
     def _steps(self, live: _Live) -> Iterator[tuple[int, _Live]]:
         """The bytes that may come next, each with where it leads."""
-        _, at, rest, weight, took, apart, _ = live
+        start, at, rest, weight, took, apart, _ = live
         if at < 0:  # the space before the span
             yield 0x20, live._replace(at=live.start)
         elif rest:
             yield rest[0], live._replace(at=at + (len(rest) == 1), rest=rest[1:])
-        else:
+        elif self._only is None or at < max(self._only[start]):
             if at in self._gaps and not apart:
                 put = (*took, (at, _PUT))
                 yield 0x20, live._replace(weight=weight + CHANGED, took=put, apart=True)
@@ -245,20 +257,25 @@ class PageSpans:
     def allowed(self, live: Iterable[_Live], tokens: TokenBytes) -> set[int]:
         """Tokens all of whose bytes some span goes on with."""
         found: set[int] = set()
-        todo = {(one.state, b""): one for one in live}  # wherever they began
+        todo = {(self._key(one), b""): one for one in live}
         while todo:
             (_, before), one = todo.popitem()
             for byte, after in self._steps(one):
                 spelled = before + bytes([byte])
                 found.update(tokens.ids.get(spelled, ()))
                 if spelled in tokens.prefixes:
-                    todo[after.state, spelled] = after
+                    todo[self._key(after), spelled] = after
         return found
+
+    def _key(self, live: _Live) -> tuple[Any, ...]:
+        """What decides how it may go on: not where it began, unless its ends depend on that."""
+        return live.state if self._only is None else (live.start, live.state)
 
     def ended(self, live: Iterable[_Live]) -> list[_Live]:
         """Those spans that may end here."""
         whole = (one for one in live if not one.rest and not one.apart)
-        return [one for one in whole if one.at in self._ends]
+        only = self._only
+        return [o for o in whole if o.at in (self._ends if only is None else only[o.start])]
 
     def find(self, text: str) -> Span | None:
         """The most probable span that the text begins with, the longest one, the first on the page;

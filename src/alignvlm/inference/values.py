@@ -124,15 +124,34 @@ def parse_integer(text: str, spelling: Spelling | None = None) -> Parsed:
 def parse_date(text: str, spelling: Spelling | None = None) -> Parsed:
     """A date, year first or last, the month as a number or an English name; a weekday before it and
     a time behind it are left out. 03/04/2018 is not guessed."""
-    spelling = spelling or Spelling()
-    bare = _TIME.sub("", _DAYS.sub("", _plain(text), count=1)).strip(" ,.")
-    found = _named_month(bare) or _numbers_alone(bare, spelling)
+    bare = _bare_date(text)
+    found = _named_month(bare) or _numbers_alone(bare, spelling or Spelling())
     if len(found) == 1:
         return Parsed(found.pop())
     if found:
         first, second = sorted(found)
         return Parsed(None, f"{text!r}: {first} or {second}? (--dates dmy or mdy says it)")
     return Parsed(None, f"{text!r} is no date")
+
+
+def may_be_date(text: str) -> bool:
+    """Whether words are a date, perhaps one of two, or are set like one whose month has another
+    language's name (15. März 2018).
+
+    >>> may_be_date("15. März 2018"), may_be_date("03-6057 1377")
+    (True, False)
+    """
+    bare = _bare_date(text)
+    found = _named_month(bare) or _numbers_alone(bare, Spelling())
+    return bool(found or _LIKE_DATE.fullmatch(bare))
+
+
+_LIKE_DATE = re.compile(r"\d{1,2}\W{0,2}[^\W\d_]{3,10}\W{0,2}(?:19|20)\d{2}")
+
+
+def _bare_date(text: str) -> str:
+    """Without weekday and time."""
+    return _TIME.sub("", _DAYS.sub("", _plain(text), count=1)).strip(" ,.")
 
 
 def _plain(text: str) -> str:
