@@ -16,6 +16,7 @@ import typer
 
 from ..errors import ConfigError, DataError, nearest
 from .doing import Doing, reading
+from .growing_table import go_on, json_rows, weights_of
 from .options import (
     DPI,
     MAX_NEW_TOKENS,
@@ -35,7 +36,6 @@ from .options import (
     number,
     shows_progress,
 )
-from .resuming import go_on, json_rows, weights_of
 
 if TYPE_CHECKING:
     from ..batch.documents import Extracting
