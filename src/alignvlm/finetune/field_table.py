@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..data.records import Record, make_record
-from ..data.source import check_index
+from ..data.sources import check_index
 from ..documents.opening import open_document, read_json
 from ..documents.page_images import Pages
 from ..errors import DataError

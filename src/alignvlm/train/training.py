@@ -30,6 +30,7 @@ from ..data.collate import Collator
 from ..data.ground import as_words, frequent_tokens
 from ..data.hub.place import local_copy
 from ..data.sources import MixedSource, Source
+from ..data.sources.specs import HubSourceSpec, RenderSourceSpec, build_source
 from ..errors import AlignVLMError
 from ..eval.reading_accuracy import answer_loss, reading_accuracy
 from ..files import replacing
@@ -37,14 +38,13 @@ from ..model.generation import AlignVLMForConditionalGeneration
 from ..model.packing import check_packing
 from ..processing.processor import AlignVLMProcessor, space_token_id
 from .checkpoints import last_checkpoint
-from .recipe import HubSourceSpec, Recipe, RenderSourceSpec, StageSpec
+from .recipe import Recipe, StageSpec
 from .run_folder import begin, finish, writing
 from .stages import (
     Losses,
     StageDataset,
     StageTrainer,
     build_mix,
-    build_source,
     set_trainable,
     training_arguments,
     trains_in_bf16,
