@@ -55,7 +55,9 @@ class AlignConnector(Inspected):
     # transformers collects this from a model's parts when it loads weights in half precision
     _keep_in_fp32_modules_strict = tuple(rf"connector\.{name}" for name in STATS_BUFFERS)
 
-    def __init__(self, config: AlignConfig, d_vision: int, d_text: int, vocab_size: int) -> None:
+    def __init__(
+        self, config: AlignConfig, d_vision: int, d_text: int, vocab_size: int, *_: object
+    ) -> None:
         super().__init__()
         self.config = config
         self.vocab_size = vocab_size
