@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError, DataError, describe_validation_error
-from .doing import load
 from .options import DPI, Dpi, Json, Model, PageRange, Seed, Sets, emit, number, shows_progress
+from .status_line import load
 
 if TYPE_CHECKING:
     from ..data.sources import Source

@@ -45,7 +45,7 @@ class AlignConfig(ConnectorConfigBase):
         init: where W2 starts: ``lm_head`` copies the language model's head (the paper),
             ``random`` draws it (ablation), ``keys`` copies it and sets W1, γ and β in closed form,
             for an encoder that reads: P_vocab is then what it read, untrained
-            (:mod:`alignvlm.connectors.keys`).
+            (:mod:`alignvlm.connectors.closed_form`).
         outer_norm: the LayerNorm over the vocabulary axis (the paper has it; ablation without).
         gamma: initial value of that LayerNorm's weight. At 1, P_vocab starts almost uniform;
             a larger value lets it sharpen sooner.

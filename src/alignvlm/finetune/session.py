@@ -25,7 +25,7 @@ from ..compose.assemble import load_pretrained
 from ..connectors import AlignConnector
 from ..data import encode
 from ..data.collate import Collator
-from ..data.together import together
+from ..data.questions_together import together
 from ..errors import AlignVLMError, ConfigError
 from ..files import file_sha256
 from ..inference.extract import asked_path

@@ -22,10 +22,10 @@ from ..model.outputs import CACHE, Encoded
 from ..processing.processor import AlignVLMProcessor
 from ..reader.page import Box
 from .confidence import Calibration, probability, score
-from .extractive import ExtractiveDecoding, PageSpans, TokenBytes, end_ids, page_spans
 from .field_schema import FieldQuestion, Schema, field_questions
 from .prompt import Prompt, build_prompts, chat, encode_pages
 from .span import Span
+from .span_decoding import ExtractiveDecoding, PageSpans, TokenBytes, end_ids, page_spans
 from .values import Spelling, parse
 
 DETAILS = ("text", "page", "boxes", "confidence", "note")

@@ -9,8 +9,8 @@ from openai.types.chat import ChatCompletionTokenLogprob
 from openai.types.chat.chat_completion_token_logprob import TopLogprob
 from transformers import StoppingCriteria
 
-from ..inference.extractive import TokenBytes
 from ..inference.generate import LastScores
+from ..inference.span_decoding import TokenBytes
 
 LEAST = -9999.0
 """What OpenAI's server says of a token that cannot be: JSON has no infinity."""

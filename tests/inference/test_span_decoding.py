@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import LogitsProcessorList
 
 from alignvlm.errors import ConfigError
-from alignvlm.inference.extractive import (
+from alignvlm.inference.span_decoding import (
     ABSENT,
     ExtractiveDecoding,
     PageSpans,
