@@ -13,8 +13,9 @@ from functools import cache
 from typing import Any
 
 from alignvlm.connectors.configs import ConnectorConfigBase, connector_config
+from alignvlm.data.sources.specs import HubSourceSpec
 from alignvlm.train.plan import Plan, plan
-from alignvlm.train.recipe import HubSourceSpec, ModelSpec, Recipe, StageSpec, TilingSpec
+from alignvlm.train.recipe import ModelSpec, Recipe, StageSpec, TilingSpec
 
 MFU = 0.35
 """What ``alignvlm plan`` assumes."""

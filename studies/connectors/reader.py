@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from alignvlm.connectors import AlignConnector, build_connector
+from alignvlm.connectors.closed_form import BETA, inverse_covariance, key_norms
 from alignvlm.connectors.configs import connector_config
-from alignvlm.connectors.keys import BETA, inverse_covariance, key_norms
 from alignvlm.ops import vocab_stats
 
 from .batches import Batch, Batcher

@@ -15,18 +15,18 @@ from typing import Any
 import pytest
 import transformers
 import typer
-from tests.inference.test_extractive import a_page
+from tests.inference.test_span_decoding import a_page
 from typer.testing import CliRunner, Result
 
-from alignvlm.cli.adapting import finetune
 from alignvlm.cli.answers import ask
 from alignvlm.cli.extraction import extract
+from alignvlm.cli.training_commands import finetune
 from alignvlm.errors import AlignVLMError
 from alignvlm.finetune.field_table import FieldTable
 from alignvlm.inference import ask as ask_module
 from alignvlm.inference import extract as module
 from alignvlm.inference.ask import encode_pages
-from alignvlm.inference.extractive import PageSpans
+from alignvlm.inference.page_spans import PageSpans
 
 # capitals, and too few letters for a space: a random model can say them in one way only
 LINES = {56: "136.94", 57: "NAIRO", 59: ""}

@@ -11,7 +11,7 @@ import typer
 from tests.documents.test_documents import make_pdf, text_at
 from typer.testing import CliRunner
 
-from alignvlm.cli.adapting import finetune, merge
+from alignvlm.cli.training_commands import finetune, merge
 from alignvlm.errors import ConfigError, DataError, WeightsError
 from alignvlm.finetune import Settings
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from tests.cli.test_command_line import documented
 
-from alignvlm.cli.doing import CLEAR
+from alignvlm.cli.status_line import CLEAR
 
 pty = pytest.importorskip("pty")
 fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
@@ -25,9 +25,9 @@ import sys
 sys.path.insert(0, sys.argv.pop(1))
 import pytest
 from tests.cli.test_cli_extract import give_readings
-from alignvlm.cli import doing
+from alignvlm.cli import status_line
 from alignvlm.cli.app import main
-doing.AFTER, doing.EVERY = 0.0, 0.01  # everything takes long
+status_line.AFTER, status_line.EVERY = 0.0, 0.01  # everything takes long
 give_readings(pytest.MonkeyPatch())
 sys.argv[0] = "alignvlm"
 main()

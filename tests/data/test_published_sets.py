@@ -16,8 +16,8 @@ from tests.data.replicas import BIGDOCS, ROWS, make_replicas  # noqa: E402
 
 from alignvlm.data.hub.archives import Parts  # noqa: E402
 from alignvlm.data.hub.catalogue import PUBLISHED, published  # noqa: E402
-from alignvlm.data.hub_source import HubSource, HubStream  # noqa: E402
 from alignvlm.data.records import load_images  # noqa: E402
+from alignvlm.data.sources import HubSource, HubStream  # noqa: E402
 from alignvlm.errors import DataError  # noqa: E402
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from alignvlm.data.hub_source import HubSource
 from alignvlm.data.records import Record, load_images, make_record, transcript
 from alignvlm.data.sources import (
     TRANSCRIBE_QUESTION,
+    HubSource,
     JsonlSource,
     MixedSource,
     RenderSource,

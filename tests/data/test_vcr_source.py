@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from alignvlm.data.columns import row_to_object
+from alignvlm.data.sources import VCRSource
+from alignvlm.data.sources.specs import build_source
 from alignvlm.data.synthetic.covered import VCR_PROMPT, VCRStyle
-from alignvlm.data.vcr_source import VCRSource
 from alignvlm.errors import DataError
 from alignvlm.eval.metrics.vcr_overlap import vcr_verdict
 from alignvlm.eval.tasks import load_task
 from alignvlm.train.recipe import load_recipe, parse_recipe
-from alignvlm.train.stages import build_mix, build_source
+from alignvlm.train.stages import build_mix
 
 PROSE = (
     "The river rises in the low hills of the north and runs slowly through a wide green valley. "

@@ -11,7 +11,7 @@ from tests.documents.test_documents import text_at
 from alignvlm.data.harvest.from_pdf import from_pdf
 from alignvlm.data.sources import JsonlSource
 from alignvlm.documents.opening import load_pages, pdf_words
-from alignvlm.documents.pdf_fields import in_reading_order
+from alignvlm.documents.pdf_fields import words_with_fields
 from alignvlm.documents.words import Word
 
 PAGE = text_at((20, 150, "Total:"), (20, 90, "Date:"), (20, 30, "below"))
@@ -160,12 +160,12 @@ def lines(words: list[Word]) -> list[str]:
 def test_reading_order_of_added_words() -> None:
     before = [word("Name:", 0, 0, 0), word("Town:", 0, 20, 1), word("end", 0, 40, 2)]
     added = [word("Lima", 50, 21, 3), word("Ana", 50, 1, 3), word("Paz", 80, 1, 3)]
-    assert lines(in_reading_order([*before, *added], before)) == [
+    assert lines(words_with_fields([*before, *added], before)) == [
         "Name: Ana Paz", "Town: Lima", "end",
     ]  # fmt: skip
     over = word("DRAFT", 5, 1, 3)  # over a word of the line: a line of its own
-    assert lines(in_reading_order([*before, over], before)) == ["Name:", "DRAFT", "Town:", "end"]
+    assert lines(words_with_fields([*before, over], before)) == ["Name:", "DRAFT", "Town:", "end"]
     tall = word("URGENT", 50, 5, 3, height=40)
-    assert "URGENT" in lines(in_reading_order([*before, tall], before))
-    assert lines(in_reading_order(before, before)) == ["Name:", "Town:", "end"]
-    assert lines(in_reading_order(added[:1], [])) == ["Lima"]
+    assert "URGENT" in lines(words_with_fields([*before, tall], before))
+    assert lines(words_with_fields(before, before)) == ["Name:", "Town:", "end"]
+    assert lines(words_with_fields(added[:1], [])) == ["Lima"]

@@ -10,7 +10,7 @@ from tests.eval.little_task import LittleTask
 
 from alignvlm.data.synthetic.render import RenderSpec, render_page
 from alignvlm.errors import ConfigError
-from alignvlm.eval.ocr import Box, OcrAnswerer, RapidOcrReader, reading_order
+from alignvlm.eval.ocr import Box, OcrAnswerer, RapidOcrReader, ocr_text
 from alignvlm.inference.answerers import LanguageModel, Query, TextOnlyAnswerer
 
 
@@ -43,16 +43,16 @@ def test_lines_from_top_to_bottom_and_left_to_right():
         Box("Hello", 0, 0, 50, 10),
         Box("bottom", 0, 80, 60, 90),
     ]
-    assert reading_order(boxes) == "Hello world\nTotal:  9.00\nbottom"
-    assert reading_order(list(reversed(boxes))) == reading_order(boxes)
-    assert reading_order([]) == ""
+    assert ocr_text(boxes) == "Hello world\nTotal:  9.00\nbottom"
+    assert ocr_text(list(reversed(boxes))) == ocr_text(boxes)
+    assert ocr_text([]) == ""
 
 
 def test_a_slightly_crooked_line_stays_one_line():
     words = [Box(f"w{i}", 24 * i, 2 * i, 24 * i + 20, 2 * i + 10) for i in range(3)]
-    assert reading_order(words) == "w0 w1 w2"
+    assert ocr_text(words) == "w0 w1 w2"
     tall = [Box("big", 0, 0, 60, 40), Box("small", 70, 16, 100, 24)]
-    assert reading_order(tall) == "big small"
+    assert ocr_text(tall) == "big small"
 
 
 def test_the_text_stands_where_the_page_would(language):
@@ -117,10 +117,10 @@ def test_rapidocr_reads_a_rendered_page(language):
     pytest.importorskip("rapidocr")
     pytest.importorskip("onnxruntime")
     page = render_page(RenderSpec(layout="form", font_px=(28, 28), fonts=("DejaVuSans",)), 7)
-    read = reading_order(RapidOcrReader()(page.image))
+    read = ocr_text(RapidOcrReader()(page.image))
     words = [word.text for word in page.words]
     found = sum(word in read for word in words)
     assert found / len(words) > 0.8, read
-    assert reading_order(RapidOcrReader()(Image.new("RGB", (200, 100), "white"))) == ""
+    assert ocr_text(RapidOcrReader()(Image.new("RGB", (200, 100), "white"))) == ""
     said = OcrAnswerer(language).settings()
     assert said["ocr"].startswith("rapidocr ")

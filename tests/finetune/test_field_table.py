@@ -13,8 +13,8 @@ from tests.documents.test_documents import make_pdf, text_at
 from alignvlm.errors import DataError
 from alignvlm.finetune.field_table import FieldTable
 from alignvlm.finetune.own_data import document_of_question
-from alignvlm.inference.extractive import ABSENT
 from alignvlm.inference.field_schema import field_questions
+from alignvlm.inference.page_spans import ABSENT
 
 Table = Callable[..., FieldTable]
 

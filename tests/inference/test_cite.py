@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from tests.inference.test_extractive import a_page as read_as
+from tests.inference.test_span_decoding import a_page as read_as
 
 from alignvlm.documents.page_images import PageImage
 from alignvlm.errors import ConfigError
 from alignvlm.inference.cite import ReadPage, cite, cite_span, cited_pages, read_pages, uncited
-from alignvlm.inference.extractive import PageSpans
 from alignvlm.inference.inspect import CellReading, PageReading, read_page
+from alignvlm.inference.page_spans import PageSpans
 
 BLANK = 0
 CELL = 10.0

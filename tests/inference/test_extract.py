@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
-from tests.inference.test_extractive import a_page
+from tests.inference.test_span_decoding import a_page
 
 from alignvlm.documents.page_images import PageImage
 from alignvlm.errors import AlignVLMError, ConfigError, DataError
@@ -18,8 +18,8 @@ from alignvlm.inference import extract as module
 from alignvlm.inference.ask import ask, encode_pages
 from alignvlm.inference.confidence import Calibration
 from alignvlm.inference.extract import Extractor, Spent, answer_together, extract
-from alignvlm.inference.extractive import PageSpans
 from alignvlm.inference.field_schema import FieldQuestion, field_questions, may_be_null
+from alignvlm.inference.page_spans import PageSpans
 
 
 class Invoice(BaseModel):

@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModel
 
 from alignvlm.data import encode
 from alignvlm.data.collate import Collator
+from alignvlm.data.questions_together import together
 from alignvlm.data.records import Record, make_record
-from alignvlm.data.together import together
 from alignvlm.errors import AlignVLMError
 from alignvlm.model import branches
 

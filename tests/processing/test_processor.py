@@ -14,7 +14,7 @@ from alignvlm import CONNECTORS, AlignVLMImageProcessor, AlignVLMProcessor
 from alignvlm.errors import ConfigError, DataError
 from alignvlm.model.outputs import group_images
 from alignvlm.processing.chat_templates import CHATML, LLAMA3, chat_template_for, is_ours
-from alignvlm.processing.copied import copied
+from alignvlm.processing.limited_fork import in_limited_fork
 from alignvlm.processing.processor import reserved_image_token, space_token_id
 
 IMG = "<empty_output>"
@@ -258,7 +258,8 @@ def test_a_strangers_template_gives_the_same_in_a_copy(processor, images, batche
     ways["processor_kwargs"] = {"padding": True}
     copies = []
     monkeypatch.setattr(
-        "alignvlm.processing.chat_templates.copied", lambda call: copies.append(1) or copied(call)
+        "alignvlm.processing.chat_templates.in_limited_fork",
+        lambda call: copies.append(1) or in_limited_fork(call),
     )
     text, batch = (processor.apply_chat_template(chats, **keys) for keys in ({}, ways))
     assert not copies

@@ -21,7 +21,7 @@ from tests.memory import peak, resident
 
 from alignvlm.inference.loading import load_model
 from alignvlm.serve.attachments import Attachment
-from alignvlm.serve.completions import Generator
+from alignvlm.serve.generator import Generator
 from alignvlm.serve.limits import Limits
 from alignvlm.serve.page_fields import wanted_fields
 from alignvlm.serve.schema import parse_request

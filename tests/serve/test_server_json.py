@@ -13,13 +13,13 @@ from typing import Any
 import openai
 import pytest
 from pydantic import BaseModel, Field
-from tests.inference.test_extractive import a_page
+from tests.inference.test_span_decoding import a_page
 from tests.serve.server_thread import Running, serving, user_message
 
 from alignvlm.documents.page_images import PageImage
 from alignvlm.inference import extract as module
 from alignvlm.inference.extract import Extractor
-from alignvlm.inference.extractive import PageSpans
+from alignvlm.inference.page_spans import PageSpans
 from alignvlm.inference.prompt import build_prompts, chat, encode_pages
 from alignvlm.serve.limits import Limits
 

@@ -6,7 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from alignvlm.train.training import written_whole
+from alignvlm.train.checkpoints import written_whole
 
 
 def wait_for_checkpoint(

@@ -25,9 +25,10 @@ from alignvlm.data.ground import as_words, token_starts
 from alignvlm.errors import ConfigError, DataError, WeightsError
 from alignvlm.train import Recipe, load_recipe, train
 from alignvlm.train import training as run_module
+from alignvlm.train.checkpoints import last_checkpoint, written_whole
 from alignvlm.train.recipe import parse_recipe
 from alignvlm.train.stages import build_mix
-from alignvlm.train.training import build_model, kept_tokens, last_checkpoint, written_whole
+from alignvlm.train.training import build_model, kept_tokens
 
 PAGE = {
     "layout": "text", "width": 112, "height": 28, "font_px": [20, 20], "fonts": ["DejaVuSans"],

@@ -24,7 +24,7 @@ from alignvlm.data.synthetic.layouts import FIELDS
 from alignvlm.data.synthetic.render import RenderSpec, render_page, render_table
 from alignvlm.documents.opening import pdf_page_count, pdf_words
 from alignvlm.errors import ConfigError, DataError
-from alignvlm.inference.extractive import ABSENT
+from alignvlm.inference.page_spans import ABSENT
 from alignvlm.reader.characters import Characters
 
 from . import wording

@@ -12,7 +12,6 @@ import typer
 
 from ..errors import AlignVLMError, ConfigError, DataError
 from ..files import write_text
-from .doing import Doing, load, reading
 from .options import (
     DPI,
     MAX_NEW_TOKENS,
@@ -28,6 +27,7 @@ from .options import (
     note,
     note_left_out,
 )
+from .status_line import Doing, load, reading
 
 if TYPE_CHECKING:
     from ..documents.page_images import PageImage, Pages
@@ -218,7 +218,8 @@ class _Asker:
     ) -> tuple[Answer, list[_Place], list[Citation]]:
         """An answer that can only be words of the pages, with their places."""
         from ..inference.cite import cite_span
-        from ..inference.extractive import ExtractiveDecoding, end_ids, page_spans
+        from ..inference.page_spans import page_spans
+        from ..inference.span_decoding import ExtractiveDecoding, end_ids
 
         images = [page.image for page in pages]
         spans = page_spans(self.model, [image.size for image in images], encoded)
@@ -266,7 +267,7 @@ class _Asker:
 
     def _sources(self, answer: Answer, citations: list[Citation]) -> list[str]:
         from ..inference.cite import cited_pages, uncited
-        from ..inference.extractive import ABSENT
+        from ..inference.page_spans import ABSENT
 
         if self.silent:
             return []

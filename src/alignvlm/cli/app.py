@@ -20,7 +20,6 @@ import typer
 from .. import __version__
 from ..deferred import after_import
 from ..errors import AlignVLMError
-from .adapting import finetune, merge, train
 from .answers import ask, embed
 from .datasets import data_app
 from .evaluation import eval_app
@@ -31,6 +30,7 @@ from .options import one_line
 from .reading import read
 from .scaling import batch, plan
 from .serving import demo, serve
+from .training_commands import finetune, merge, train
 
 VERBS = (
     *(pull, info, ask, read, extract, inspect, embed, demo, serve, batch),

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError, DataError, describe_validation_error
-from .doing import load
 from .options import DPI, Dpi, Json, Model, PageRange, Seed, Sets, emit, number, shows_progress
+from .status_line import load
 
 if TYPE_CHECKING:
-    from ..data.source import Source
+    from ..data.sources import Source
     from ..eval.reading_accuracy import ReadingAccuracy
 
 data_app = typer.Typer(help="Make, look at and read training data.", no_args_is_help=True)
@@ -190,8 +190,7 @@ def _entry(text: str, seed: int) -> Source:
     import yaml
     from pydantic import TypeAdapter, ValidationError
 
-    from ..train.recipe import SourceSpec
-    from ..train.stages import build_source
+    from ..data.sources.specs import SourceSpec, build_source
 
     try:
         spec = TypeAdapter(SourceSpec).validate_python(yaml.safe_load(text))
@@ -232,8 +231,8 @@ def _distinct(source: Source) -> Source:
 def _rendered(name: str, stage: int, seed: int, pages: int, overrides: list[str] | None) -> Source:
     """Rendered pages that training on a recipe never shows."""
     from ..data.sources import MixedSource
-    from ..train.recipe import RenderSourceSpec, load_recipe
-    from ..train.stages import build_source
+    from ..data.sources.specs import RenderSourceSpec, build_source
+    from ..train.recipe import load_recipe
 
     recipe = load_recipe(name, overrides)
     if stage > len(recipe.stages):

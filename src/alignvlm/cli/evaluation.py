@@ -14,8 +14,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ..errors import ConfigError, DataError
-from .doing import Doing, load
 from .options import Json, Overwrite, RepetitionGuard, Seed, emit, number
+from .status_line import Doing, load
 
 if TYPE_CHECKING:
     from ..eval.results import Result

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from ..errors import ConfigError, DataError, nearest
-from .doing import Doing, reading
+from .growing_table import go_on, json_rows, weights_of
 from .options import (
     DPI,
     MAX_NEW_TOKENS,
@@ -35,7 +35,7 @@ from .options import (
     number,
     shows_progress,
 )
-from .resuming import go_on, json_rows, weights_of
+from .status_line import Doing, reading
 
 if TYPE_CHECKING:
     from ..batch.documents import Extracting

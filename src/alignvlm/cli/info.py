@@ -13,8 +13,8 @@ import typer
 from .. import __version__
 from ..errors import DataError, WeightsError
 from ..files import replacing, write_text
-from .doing import load, reading
 from .options import DPI, Dpi, Json, Model, PageRange, emit
+from .status_line import load, reading
 
 if TYPE_CHECKING:
     from torch import nn

@@ -12,7 +12,6 @@ import typer
 
 from ..errors import AlignVLMError, ConfigError
 from ..files import new_folder
-from .doing import Doing
 from .options import (
     DPI,
     MAX_NEW_TOKENS,
@@ -28,6 +27,7 @@ from .options import (
     note,
     shows_progress,
 )
+from .status_line import Doing
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import DataError
-from .doing import CLEAR
+from .status_line import CLEAR
 
 if TYPE_CHECKING:
     from ..documents.page_images import Pages

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from ..errors import ConfigError, DataError, nearest
-from .doing import Doing
+from .growing_table import go_on, json_rows, weights_of
 from .options import DPI, Dpi, Json, Model, PageRange, Password, emit, note, note_left_out
 from .progress import lines_bar
-from .resuming import go_on, json_rows, weights_of
+from .status_line import Doing
 
 if TYPE_CHECKING:
     from ..documents.page_images import Pages

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigError
-from .doing import Doing
 from .options import (
     DPI,
     Actors,
@@ -24,6 +23,7 @@ from .options import (
     number,
     shows_progress,
 )
+from .status_line import Doing
 
 
 def batch(

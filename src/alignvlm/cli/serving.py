@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from ..errors import AlignVLMError, ConfigError
-from .doing import Doing
 from .options import MAX_PAGES, Host, Json, MaxPages, Model, emit, number
+from .status_line import Doing
 
 MIB = 2**20
 

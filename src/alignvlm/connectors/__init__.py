@@ -20,6 +20,7 @@ CONNECTORS: dict[str, type[Connector]] = {
     "h_reducer": HReducerConnector,
     "c_abstractor": CAbstractorConnector,
 }
+"""Every connector by its config's ``type``: the one list that another is added to."""
 
 __all__ = [
     "CONNECTORS",
@@ -48,7 +49,4 @@ def build_connector(
         vocab_size: rows of the language model's vocabulary.
         feature_grid: rows and columns of one tile's features (for learned positions).
     """
-    kind = CONNECTORS[config.type]  # type: ignore[attr-defined]
-    if kind is CAbstractorConnector:
-        return kind(config, d_vision, d_text, vocab_size, feature_grid)  # type: ignore[call-arg]
-    return kind(config, d_vision, d_text, vocab_size)  # type: ignore[call-arg]
+    return CONNECTORS[config.type](config, d_vision, d_text, vocab_size, feature_grid)

@@ -16,11 +16,11 @@ from transformers import initialization as init
 
 from ..errors import ConfigError
 from ..ops import VocabMixture, VocabStats, normalised_logits, vocab_mixture, vocab_stats
+from .closed_form import BETA, inverse_covariance, key_norms, mixture_weights
 from .configs import AlignConfig
 from .connector import VisualTokens, loaded
 from .distinct import distinct, distinct_pairs
 from .inspection import Inspected
-from .keys import BETA, inverse_covariance, key_norms, mixture_weights
 
 STATS_BUFFERS = tuple(f"stats_{name}" for name in VocabStats._fields)
 KEYS = ("w1", "inner_norm", "key_mean")
@@ -55,7 +55,9 @@ class AlignConnector(Inspected):
     # transformers collects this from a model's parts when it loads weights in half precision
     _keep_in_fp32_modules_strict = tuple(rf"connector\.{name}" for name in STATS_BUFFERS)
 
-    def __init__(self, config: AlignConfig, d_vision: int, d_text: int, vocab_size: int) -> None:
+    def __init__(
+        self, config: AlignConfig, d_vision: int, d_text: int, vocab_size: int, *_: object
+    ) -> None:
         super().__init__()
         self.config = config
         self.vocab_size = vocab_size
@@ -144,7 +146,7 @@ class AlignConnector(Inspected):
     def init_keys(self) -> None:
         """Start in closed form (``init: keys``), after :meth:`init_from_lm_head`: with W1, γ and β
         from W2 alone, P_vocab of :meth:`features_of` is the distribution that was asked for; see
-        :mod:`alignvlm.connectors.keys`.
+        :mod:`alignvlm.connectors.closed_form`.
 
         Takes 2·V·D² operations and an eigendecomposition of D x D.
 

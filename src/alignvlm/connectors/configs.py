@@ -8,17 +8,21 @@ is computed in exactly one place: ``token_grid(rows, cols)`` and ``num_tokens(ro
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import ConfigError, describe_validation_error, nearest
 
 
 class ConnectorConfigBase(BaseModel):
-    """What all connector configs share: frozen, strict, and a token count."""
+    """What all connector configs share: frozen, strict, a name, and a token count."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    type: Any  # the literal that names it
 
     def token_grid(self, rows: int, cols: int) -> tuple[int, int] | None:
         """Layout of one tile's visual tokens for a ``rows x cols`` feature grid.
@@ -41,7 +45,7 @@ class AlignConfig(ConnectorConfigBase):
         init: where W2 starts: ``lm_head`` copies the language model's head (the paper),
             ``random`` draws it (ablation), ``keys`` copies it and sets W1, γ and β in closed form,
             for an encoder that reads: P_vocab is then what it read, untrained
-            (:mod:`alignvlm.connectors.keys`).
+            (:mod:`alignvlm.connectors.closed_form`).
         outer_norm: the LayerNorm over the vocabulary axis (the paper has it; ablation without).
         gamma: initial value of that LayerNorm's weight. At 1, P_vocab starts almost uniform;
             a larger value lets it sharpen sooner.
@@ -150,12 +154,12 @@ class CAbstractorConfig(ConnectorConfigBase):
         return self.out_rows, self.out_cols
 
 
-ConnectorConfig = Annotated[
-    AlignConfig | MLPConfig | PerceiverConfig | OvisConfig | HReducerConfig | CAbstractorConfig,
-    Field(discriminator="type"),
-]
-CONNECTOR_TYPES = ("align", "mlp", "perceiver", "ovis", "h_reducer", "c_abstractor")
-_adapter: TypeAdapter[Any] = TypeAdapter(ConnectorConfig)
+CONFIGS = {c.model_fields["type"].default: c for c in ConnectorConfigBase.__subclasses__()}
+CONNECTOR_TYPES = tuple(CONFIGS)
+if TYPE_CHECKING:
+    ConnectorConfig = ConnectorConfigBase
+else:
+    ConnectorConfig = Annotated[reduce(or_, CONFIGS.values()), Field(discriminator="type")]
 
 
 def connector_config(value: ConnectorConfigBase | dict[str, Any] | str) -> Any:
@@ -174,8 +178,7 @@ def connector_config(value: ConnectorConfigBase | dict[str, Any] | str) -> Any:
             f"known: {', '.join(CONNECTOR_TYPES)}"
         )
     try:
-        return _adapter.validate_python(data)
+        return CONFIGS[kind].model_validate(data)
     except ValidationError as error:
-        known = {c.model_fields["type"].default: c for c in ConnectorConfigBase.__subclasses__()}
-        problem = describe_validation_error(error, tuple(known[kind].model_fields))
+        problem = describe_validation_error(error, CONFIGS[kind].model_fields)
         raise ConfigError(f"connector {kind!r}: {problem}") from None

@@ -48,9 +48,9 @@ def loaded(*modules: nn.Module) -> Iterator[None]:
 class Connector(nn.Module, ABC):
     """Turns the vision features of each tile into visual tokens of the language model's width.
 
-    Subclasses take ``(config, d_vision, d_text, vocab_size)`` and keep no copy of the language
-    model's embedding table: it is passed to :meth:`forward`, so tying, saving and sharding stay
-    the language model's business. Connectors that do not use it ignore it.
+    Subclasses take ``(config, d_vision, d_text, vocab_size, feature_grid)``, of which they ignore
+    what they do not need, and keep no copy of the language model's embedding table: it is passed to
+    :meth:`forward`, so tying, saving and sharding stay the language model's business.
     """
 
     config: ConnectorConfigBase
@@ -100,8 +100,9 @@ class Connector(nn.Module, ABC):
         self._no_p_vocab("pruning")
 
     def _no_p_vocab(self, what: str) -> None:
-        kind = self.config.type  # type: ignore[attr-defined]
-        raise ConfigError(f"{what} needs the 'align' connector, this model has {kind!r}")
+        raise ConfigError(
+            f"{what} needs the 'align' connector, this model has {self.config.type!r}"
+        )
 
     def features_of(
         self,

@@ -25,7 +25,7 @@ class HReducerConnector(Connector):
 
     config: HReducerConfig
 
-    def __init__(self, config: HReducerConfig, d_vision: int, d_text: int, vocab_size: int) -> None:
+    def __init__(self, config: HReducerConfig, d_vision: int, d_text: int, *_: object) -> None:
         super().__init__()
         self.config = config
         size = (1, config.kernel)

@@ -20,7 +20,7 @@ class MLPConnector(Connector):
 
     config: MLPConfig
 
-    def __init__(self, config: MLPConfig, d_vision: int, d_text: int, vocab_size: int) -> None:
+    def __init__(self, config: MLPConfig, d_vision: int, d_text: int, *_: object) -> None:
         super().__init__()
         self.config = config
         hidden = config.hidden_size or d_text

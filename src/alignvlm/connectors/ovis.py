@@ -25,7 +25,7 @@ class OvisConnector(Connector):
 
     config: OvisConfig
 
-    def __init__(self, config: OvisConfig, d_vision: int, d_text: int, vocab_size: int) -> None:
+    def __init__(self, config: OvisConfig, d_vision: int, d_text: int, *_: object) -> None:
         super().__init__()
         self.config = config
         size = config.visual_vocab_size

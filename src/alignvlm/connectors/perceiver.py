@@ -78,9 +78,7 @@ class PerceiverConnector(Connector):
 
     config: PerceiverConfig
 
-    def __init__(
-        self, config: PerceiverConfig, d_vision: int, d_text: int, vocab_size: int
-    ) -> None:
+    def __init__(self, config: PerceiverConfig, d_vision: int, d_text: int, *_: object) -> None:
         super().__init__()
         self.config = config
         self.latents = nn.Parameter(torch.empty(config.num_latents, d_vision))

@@ -14,8 +14,8 @@ from ..model.losses import IGNORE
 from ..processing.processor import AlignVLMProcessor
 from ..tiling import Grid
 from .ground import as_words, page_targets, subsample_blanks, tile_targets
+from .questions_together import apart, joined
 from .records import Record, load_images
-from .together import apart, joined
 
 
 class TooLong(DataError):

@@ -50,7 +50,7 @@ class Record(BaseModel):
     ``{"type": "text", "text": str}`` parts, with one image part per entry of ``images``.
 
     ``independent_turns``: each turn repeats the images and is answered from them alone
-    (:mod:`alignvlm.data.together`).
+    (:mod:`alignvlm.data.questions_together`).
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)

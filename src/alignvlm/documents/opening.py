@@ -20,7 +20,7 @@ from PIL import Image
 
 from ..errors import DataError
 from ..processing.image_processor import MAX_PIXELS
-from .pdf_fields import flatten, in_reading_order
+from .pdf_fields import flatten, words_with_fields
 from .pdf_text import char_edges, char_groups, to_pixels
 from .pictures import PICTURE_SUFFIXES, Picture, check_pixels, open_picture, require_file
 
@@ -296,7 +296,7 @@ def pdf_words(path: str | os.PathLike[str], page: int, *, dpi: float = 144) -> l
             if not flatten(pdf_page):
                 return words
         with open_page(path, document, page) as pdf_page:
-            return in_reading_order(_page_words(pdf_page, place, size), words)
+            return words_with_fields(_page_words(pdf_page, place, size), words)
 
 
 def _page_words(page: Any, place: Any, size: tuple[int, int]) -> list[Word]:

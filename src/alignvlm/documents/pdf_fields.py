@@ -34,7 +34,7 @@ def flatten(page: Any) -> bool:
     return raw.FPDFPage_Flatten(page, raw.FLAT_NORMALDISPLAY) == raw.FLATTEN_SUCCESS
 
 
-def in_reading_order(flattened: Sequence[Word], before: Sequence[Word]) -> list[Word]:
+def words_with_fields(flattened: Sequence[Word], before: Sequence[Word]) -> list[Word]:
     """Words of a flattened page, those of fields and annotations moved to where they stand.
 
     Words beside a line of the page join it; others become lines of their own, above the first line

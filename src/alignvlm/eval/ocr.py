@@ -9,12 +9,12 @@ from typing import Any
 
 from PIL import Image
 
-from ..data.harvest.ocr_words import Box, RapidOcrReader, Reader, reading_order
+from ..data.harvest.ocr_words import Box, RapidOcrReader, Reader, ocr_text
 from ..errors import ConfigError
 from ..inference.answerers import LanguageModel, Query, Reply
 from .shown import pages_sha256
 
-__all__ = ["MAX_TEXT_TOKENS", "Box", "OcrAnswerer", "RapidOcrReader", "reading_order"]
+__all__ = ["MAX_TEXT_TOKENS", "Box", "OcrAnswerer", "RapidOcrReader", "ocr_text"]
 
 MAX_TEXT_TOKENS = 1_536
 """Default limit of the pages' text: three dense pages, and within every context we know."""
@@ -72,7 +72,7 @@ class OcrAnswerer:
         """What the OCR reads on a page; several questions about a page read it once."""
         key = pages_sha256([page])
         if key not in self._texts:
-            self._texts[key] = reading_order(self.reader(page))
+            self._texts[key] = ocr_text(self.reader(page))
         return self._texts[key]
 
     def _cut(self, text: str) -> tuple[str, dict[str, int]]:

@@ -12,13 +12,13 @@ from pathlib import Path
 from PIL import Image
 
 from ..data.records import Record, make_record
-from ..data.source import check_index
+from ..data.sources import check_index
 from ..documents.opening import open_document, read_json
 from ..documents.page_images import Pages
 from ..errors import DataError
 from ..inference.extract import DETAILS, asked_path
-from ..inference.extractive import ABSENT
 from ..inference.field_schema import FieldQuestion, field_questions
+from ..inference.page_spans import ABSENT
 from ..inference.values import Kind, Parsed, Spelling, parse
 
 SPELLINGS = [Spelling(day_first, mark) for day_first, mark in product((True, False), (".", ","))]

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from ..data.harvest.from_pdf import from_pdf
+from ..data.questions_together import Together, can_join
 from ..data.records import Record
 from ..data.sources import JsonlSource, MixedSource, Source, Subset, limit
-from ..data.together import Together, can_join
 from ..errors import DataError
 from .field_table import FieldTable
 from .settings import Settings

@@ -15,9 +15,9 @@ from torch import nn
 from ..connectors import AlignConnector
 from ..data import encode
 from ..data.collate import Collator
+from ..data.questions_together import Together, together
 from ..data.records import Record
 from ..data.sources import Source, limit
-from ..data.together import Together, together
 from ..documents.page_images import PageImage
 from ..errors import ConfigError, DataError
 from ..eval.intervals import Paired, bootstrap_interval

@@ -25,7 +25,7 @@ from ..compose.assemble import load_pretrained
 from ..connectors import AlignConnector
 from ..data import encode
 from ..data.collate import Collator
-from ..data.together import together
+from ..data.questions_together import together
 from ..errors import AlignVLMError, ConfigError
 from ..files import file_sha256
 from ..inference.extract import asked_path
@@ -33,9 +33,9 @@ from ..inference.loading import default_device
 from ..model.branches import can_branch
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor
+from ..train.checkpoints import last_checkpoint
+from ..train.run_folder import begin, finish, writing
 from ..train.stages import StageDataset, trains_in_bf16
-from ..train.training import last_checkpoint
-from ..train.unfinished import begin, finish, writing
 from ..weights.resolve import resolve
 from .adapter import load_adapted, lora_config, require_peft, save_adapter, unwrapped, wrap
 from .own_data import Data, load_data

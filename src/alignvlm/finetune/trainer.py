@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
-from ..train.recipe import JsonlSourceSpec, LossSpec, StageSpec
+from ..data.sources.specs import JsonlSourceSpec
+from ..train.recipe import LossSpec, StageSpec
 from ..train.stages import GROUNDED, StageTrainer, training_arguments
 from .quality import combined
 from .settings import Settings

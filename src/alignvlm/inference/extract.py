@@ -22,10 +22,11 @@ from ..model.outputs import CACHE, Encoded
 from ..processing.processor import AlignVLMProcessor
 from ..reader.page import Box
 from .confidence import Calibration, probability, score
-from .extractive import ExtractiveDecoding, PageSpans, end_ids, page_spans
 from .field_schema import FieldQuestion, Schema, field_questions
+from .page_spans import PageSpans, page_spans
 from .prompt import Prompt, build_prompts, chat, encode_pages
 from .span import Span
+from .span_decoding import ExtractiveDecoding, end_ids
 from .token_bytes import TokenBytes
 from .values import Spelling, may_be_date, parse
 

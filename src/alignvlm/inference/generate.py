@@ -135,8 +135,8 @@ def generate(
         streamer: given one prompt's tokens as they come, as transformers has it.
         stopping: further reasons to end.
         processors: what tokens may be chosen, such as
-            :class:`alignvlm.inference.extractive.ExtractiveDecoding`; log-probabilities are those
-            before them.
+            :class:`alignvlm.inference.span_decoding.ExtractiveDecoding`; log-probabilities are
+            those before them.
     """
     answers = [Generated("", 0, begun=time.perf_counter())] * len(prompt.unread)
     rows = [row for row, unread in enumerate(prompt.unread) if not unread]

@@ -12,12 +12,21 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 Order = Sequence[Tensor]
 """Rows of an image's visual tokens in reading order, indices into the image's tokens."""
+
+
+def blank_tokens(
+    blank_log_p: Float[Tensor, "tiles n"] | None, threshold: float | None
+) -> Bool[Tensor, "tiles n"] | None:
+    """Which visual tokens are blank: P_vocab gives the blank id more than ``blank_threshold``."""
+    if blank_log_p is None or threshold is None:
+        return None
+    return blank_log_p.detach().exp() > threshold
 
 
 def kept_positions(

@@ -25,7 +25,7 @@ from ..tiling import Grid, page_order
 from . import branches
 from .base import AlignVLMPreTrainedModel
 from .config import AlignVLMConfig
-from .dropping import Compact, kept_positions
+from .dropping import Compact, blank_tokens, kept_positions
 from .losses import VocabLoss, loss_of, vocab_loss
 from .outputs import CACHE, AlignVLMModelOutput, Encoded, Merged, group_images
 from .packing import run_packed
@@ -167,10 +167,8 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
         features, pages = self.see(pixel_values, image_grids)
         blank_id = None if config.blank_threshold is None else config.blank_token_id
         read = self.connector.read(features, self.text_embedding(), vocab_targets, blank_id)
-        blank, order, loss = None, None, None
-        if read.blank_log_p is not None and config.blank_threshold is not None:
-            blank = read.blank_log_p.detach().exp() > config.blank_threshold
-            blank = self.assemble(blank[..., None], image_grids)
+        order, loss = None, None
+        blank = blank_tokens(read.blank_log_p, config.blank_threshold)
         if pages is not None and config.tile_token_grid == config.feature_grid:
             order = rows_read(pages, image_grids)
         if vocab_targets is not None:
@@ -179,7 +177,7 @@ class AlignVLMModel(AlignVLMPreTrainedModel):
             features=features,
             image_grids=image_grids,
             tokens=self.assemble(self._scaled(read.tokens), image_grids),
-            blank=blank,
+            blank=None if blank is None else self.assemble(blank[..., None], image_grids),
             order=order,
             pages=pages,
             vocab_loss=loss,

@@ -1,7 +1,8 @@
 """Chat templates: those of ChatML and Llama 3 with images, and those that come with a model.
 
-A model's template is not trusted. Jinja's sandbox keeps it from files and code; :mod:`.copied` from
-hanging and from filling the memory, wherever it is not one of the two here.
+A model's template is not trusted. Jinja's sandbox keeps it from files and code;
+:mod:`.limited_fork` from hanging and from filling the memory, wherever it is not one of the two
+here.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from transformers import processing_utils, tokenization_utils_base
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from ..errors import AlignVLMError, ConfigError
-from .copied import TooMuchWork, copied
+from .limited_fork import TooMuchWork, in_limited_fork
 
 _CONTENT = (
     "{%- macro content(message) -%}"
@@ -119,7 +120,7 @@ def _written(
         ConfigError: see :func:`apply_template`.
     """
     try:
-        written = copied(lambda: _pieces(apply, conversation, keys))
+        written = in_limited_fork(lambda: _pieces(apply, conversation, keys))
     except TooMuchWork:
         raise ConfigError(f"{CANNOT}: it takes too much time or memory") from None
     except RuntimeError as error:

@@ -14,7 +14,7 @@ from transformers.cli.serving.utils import _StreamError
 
 from ..inference.extract import Spent
 from .call import Call
-from .completions import ChatPrompt, Generator, Writing, first_stop
+from .generator import ChatPrompt, Generator, Writing, first_stop
 from .limits import RequestError
 from .page_fields import Found, WantedFields
 from .replies import Piece

@@ -15,7 +15,7 @@ from ..errors import AlignVLMError
 from .answering import Answering, FieldsAnswer, GeneratedAnswer, JsonAnswer, internal_error
 from .attachments import Address, Attachment, fetch_documents, read_documents
 from .call import DRAIN_SECONDS, Call, ClientGoneError, read_body, refuse
-from .completions import Generator
+from .generator import Generator
 from .limits import Bodies, Limits, RequestError, WaitingLine
 from .page_fields import WantedFields, wanted_fields
 from .replies import ChatReply

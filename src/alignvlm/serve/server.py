@@ -27,7 +27,7 @@ from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor
 from .call import refuse
 from .chat_endpoint import ChatEndpoint
-from .completions import Generator
+from .generator import Generator
 from .limits import Limits, RequestError, WaitingLine
 from .telemetry import Measured, Metrics
 

@@ -7,11 +7,17 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
-from ..data.hub_source import HubStream
 from ..data.records import Record, load_images
+from ..data.sources import HubStream
+from ..data.sources.specs import (
+    HubSourceSpec,
+    RenderSourceSpec,
+    SourceSpec,
+    VCRSourceSpec,
+    build_source,
+)
 from ..errors import AlignVLMError
-from .recipe import HubSourceSpec, Recipe, RenderSourceSpec, SourceSpec, VCRSourceSpec
-from .stages import build_source
+from .recipe import Recipe
 
 RECORDS = 3
 """Read of each source, images decoded."""

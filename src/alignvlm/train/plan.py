@@ -21,11 +21,12 @@ from typing import Any, NamedTuple
 
 from ..connectors.configs import AlignConfig
 from ..data.hub.catalogue import published
+from ..data.sources.specs import HubSourceSpec, RenderSourceSpec, VCRSourceSpec, build_source
 from ..errors import ConfigError, nearest
 from ..model.generation import AlignVLMForConditionalGeneration
 from .estimate import TEXT_TOKENS, StageSizes, largest_page, meta_model, stage_sizes
-from .recipe import HubSourceSpec, Recipe, RenderSourceSpec, StageSpec, VCRSourceSpec
-from .stages import build_source, part_of
+from .recipe import Recipe, StageSpec
+from .stages import part_of
 
 GIB = 2**30
 

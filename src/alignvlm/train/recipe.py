@@ -7,12 +7,13 @@ self-contained: the three stages of the paper are three entries of ``stages``.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..connectors.configs import CONNECTOR_TYPES, ConnectorConfig, ConnectorConfigBase
+from ..data.sources.specs import SourceBase, SourceSpec
 from ..data.synthetic.render import RenderSpec
 from ..errors import ConfigError, describe_validation_error, nearest
 
@@ -21,87 +22,6 @@ class Strict(BaseModel):
     """Frozen, and no key that is not declared."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class SourceBase(Strict):
-    """What every source has: a share of the mix and an optional cap."""
-
-    weight: float = Field(1.0, gt=0)
-    limit: int | None = Field(None, ge=1)
-
-
-class RenderSourceSpec(SourceBase):
-    """Pages the project renders itself, with words and boxes."""
-
-    type: Literal["render"]
-    page: RenderSpec
-    task: Literal["qa", "transcribe", "both"] = "qa"
-    size: int = Field(100_000, ge=1, description="pages in the source")
-    seed: int = 0
-
-
-class JsonlSourceSpec(SourceBase):
-    """A JSONL file of records."""
-
-    type: Literal["jsonl"]
-    path: str
-
-
-class HubSourceSpec(SourceBase):
-    """A dataset from the hub or from disk, read by ``datasets`` (memory-mapped, not loaded).
-
-    ``columns`` maps record roles (``image``, ``question``, ``answer``, or ``messages``) to columns;
-    those of the sets in :mod:`alignvlm.data.hub.catalogue` are known.
-    """
-
-    type: Literal["hub"]
-    path: str = Field(description="hub id, or a copy; one below $ALIGNVLM_DATA is taken first")
-    split: str = "train"
-    config: str | None = Field(None, description="one of the set's configurations")
-    data_files: str | list[str] = Field(
-        default_factory=list, description="files of the set, by name or glob; default: all"
-    )
-    images: str | None = Field(
-        None, description="folder or archive of the images that the rows name"
-    )
-    columns: dict[str, str] = Field(default_factory=dict)
-    question: str | None = Field(None, description="asked of every image, for sets of captions")
-
-    def options(self) -> dict[str, Any]:
-        """What :class:`alignvlm.data.hub_source.HubSet` takes."""
-        files = [self.data_files] if isinstance(self.data_files, str) else self.data_files
-        return {
-            "reference": self.path, "split": self.split, "columns": self.columns or None,
-            "config": self.config, "data_files": files, "images": self.images,
-            "question": self.question,
-        }  # fmt: skip
-
-
-class VCRSourceSpec(SourceBase):
-    """Pages with covered text, made from plain text (:class:`alignvlm.data.vcr_source.VCRSource`).
-
-    The published pages are a ``hub`` source: ``vcr-org/VCR-wiki-en-easy`` and ``-hard``.
-    """
-
-    type: Literal["vcr"]
-    path: str | None = Field(None, description="a text file; default: text of installed packages")
-    setting: Literal["easy", "hard"] = "easy"
-    size: int = Field(100_000, ge=1, description="pages in the source")
-    seed: int = 0
-
-
-class BenchmarkSourceSpec(SourceBase):
-    """A benchmark's official files in a local folder."""
-
-    type: Literal["wtq", "tabfact", "chartqa", "sroie", "deepform"]
-    path: str
-    split: str = "train"
-
-
-SourceSpec = Annotated[
-    RenderSourceSpec | JsonlSourceSpec | HubSourceSpec | VCRSourceSpec | BenchmarkSourceSpec,
-    Field(discriminator="type"),
-]
 
 
 class LossSpec(Strict):
@@ -332,10 +252,8 @@ def _describe(error: ValidationError) -> str:
 
 
 def _all_keys() -> set[str]:
-    models: list[type[BaseModel]] = [
-        Recipe, ModelSpec, TilingSpec, StageSpec, LossSpec, RenderSourceSpec, JsonlSourceSpec,
-        HubSourceSpec, VCRSourceSpec, BenchmarkSourceSpec, RenderSpec,
-    ]  # fmt: skip
+    models: list[type[BaseModel]] = [Recipe, ModelSpec, TilingSpec, StageSpec, LossSpec, RenderSpec]
+    models += SourceBase.__subclasses__()
     models += ConnectorConfigBase.__subclasses__()
     return {key for model in models for key in model.model_fields}
 

@@ -14,24 +14,14 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..connectors import AlignConnector
 from ..data import encode
-from ..data.benchmarks.tables import BENCHMARKS
-from ..data.hub_source import HubSource
 from ..data.records import Record, load_images
-from ..data.sources import JsonlSource, MixedSource, RenderSource, Source, limit
-from ..data.vcr_source import VCRSource
+from ..data.sources import MixedSource, Source
+from ..data.sources.specs import build_source
 from ..errors import ConfigError, DataError
 from ..inference.loading import default_device, default_dtype
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..processing.processor import AlignVLMProcessor
-from .recipe import (
-    BenchmarkSourceSpec,
-    HubSourceSpec,
-    JsonlSourceSpec,
-    LossSpec,
-    SourceSpec,
-    StageSpec,
-    VCRSourceSpec,
-)
+from .recipe import LossSpec, StageSpec
 
 TELEMETRY_TILES = 2
 """Tiles on which the entropy of P_vocab is measured at each log."""
@@ -75,22 +65,6 @@ def set_trainable(model: nn.Module, rates: dict[str, float]) -> dict[str, int]:
     if missing := set(rates) - used:
         raise ConfigError(f"train: {sorted(missing)[0]!r} leads to no parameter of this model")
     return counts
-
-
-def build_source(spec: SourceSpec, seed: int) -> Source:
-    """The source a recipe entry describes."""
-    source: Any
-    if isinstance(spec, JsonlSourceSpec):
-        source = JsonlSource(spec.path)
-    elif isinstance(spec, HubSourceSpec):
-        source = HubSource(**spec.options())
-    elif isinstance(spec, VCRSourceSpec):
-        source = VCRSource(spec.path, spec.setting, spec.size, seed + spec.seed)
-    elif isinstance(spec, BenchmarkSourceSpec):
-        source = BENCHMARKS[spec.type](spec.path, spec.split)
-    else:
-        source = RenderSource(spec.page, spec.size, seed=seed + spec.seed, task=spec.task)
-    return limit(source, spec.limit)
 
 
 def build_mix(stage: StageSpec, seed: int, processes: int = 1) -> Source:

@@ -13,10 +13,8 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
 
 import torch
 import transformers
@@ -32,31 +30,30 @@ from ..data.collate import Collator
 from ..data.ground import as_words, frequent_tokens
 from ..data.hub.place import local_copy
 from ..data.sources import MixedSource, Source
+from ..data.sources.specs import HubSourceSpec, RenderSourceSpec, build_source
 from ..errors import AlignVLMError
 from ..eval.reading_accuracy import answer_loss, reading_accuracy
 from ..files import replacing
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..model.packing import check_packing
 from ..processing.processor import AlignVLMProcessor, space_token_id
-from .recipe import HubSourceSpec, Recipe, RenderSourceSpec, StageSpec
+from .checkpoints import last_checkpoint
+from .recipe import Recipe, StageSpec
+from .run_folder import begin, finish, writing
 from .stages import (
     Losses,
     StageDataset,
     StageTrainer,
     build_mix,
-    build_source,
     set_trainable,
     training_arguments,
     trains_in_bf16,
 )
-from .unfinished import begin, finish, writing
 
 VOCABULARY_PAGES = 500
 """Pages counted to choose a pruned vocabulary."""
 PROBE_PAGES = 24
 """Unseen pages read before and after a stage."""
-CHECKPOINT_FILES = (("*model*", "global_step*"), ("optimizer*", "global_step*"))
-"""What a checkpoint must hold, one of each; DeepSpeed keeps the first two in ``global_step*``."""
 Report = Callable[[str], None]
 
 
@@ -280,32 +277,6 @@ def _save_stage(
             (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint, ignore_errors=True)
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written whole; others were cut short by a crash, and go."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    for checkpoint in reversed(found):
-        if written_whole(checkpoint, PartialState().num_processes):
-            return checkpoint
-        shutil.rmtree(checkpoint, ignore_errors=True)
-    return None
-
-
-def written_whole(checkpoint: Path, processes: int) -> bool:
-    """Whether a checkpoint has weights, optimiser, and each process's random state.
-
-    The Trainer's first process writes its state file last, but does not wait for the random states
-    of the others: they may be missing or cut short beside it.
-    """
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        names = [path.name for path in checkpoint.iterdir()]
-    except (OSError, ValueError):
-        return False
-    states = list(checkpoint.glob("rng_state*"))
-    kinds = all(any(fnmatch(n, p) for n in names for p in kind) for kind in CHECKPOINT_FILES)
-    return kinds and len(states) >= processes and all(map(is_zipfile, states))
 
 
 def _finish(recipe: Recipe, work: Path, out: Path, overwrite: bool) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from ...errors import DataError, nearest
 from ..columns import formats
 from ..records import Record, make_record
-from ..source import check_index
+from ..sources import check_index
 
 if TYPE_CHECKING:
     from ...documents.words import Word

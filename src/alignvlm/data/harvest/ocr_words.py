@@ -58,7 +58,7 @@ def text_lines(boxes: Sequence[Box]) -> list[list[Box]]:
     return [sorted(line, key=lambda box: box.x0) for line in lines]
 
 
-def reading_order(boxes: Sequence[Box]) -> str:
+def ocr_text(boxes: Sequence[Box]) -> str:
     """The text of a page, its :func:`text_lines` as lines.
 
     Gaps wider than two letters become two spaces, so table columns stay apart.

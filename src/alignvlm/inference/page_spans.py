@@ -18,11 +18,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-from transformers import LogitsProcessor
-
 from ..errors import ConfigError
 from ..model.generation import AlignVLMForConditionalGeneration
 from ..model.outputs import Encoded
@@ -43,7 +38,7 @@ MOST_TESTED = 40
 """Characters of the longest span that a test is tried on."""
 
 
-class _Live(NamedTuple):
+class LiveSpan(NamedTuple):
     """A span that is being spelled: where it began, the character it is at, and of that one's bytes
     those still to come; the log-ratio of what it took in place of what is printed, and what that is
     (place, and number of the option, ``_PUT`` or ``_LEFT_OUT``); whether a space was just put, and
@@ -207,12 +202,12 @@ class PageSpans:
                 if other.said.lower() != own[place].lower():
                     yield "".join([*own[:place], other.said, *own[place + 1 :]])
 
-    def begin(self, *, spaced: bool = False) -> list[_Live]:
+    def begin(self, *, spaced: bool = False) -> list[LiveSpan]:
         """Every place where a span may begin; ``spaced``: also with a space before it."""
-        live = [_Live(start, start, b"", 0.0, (), apart=True) for start in self._starts]
+        live = [LiveSpan(start, start, b"", 0.0, (), apart=True) for start in self._starts]
         return live + [one._replace(at=-1 - one.start) for one in live if spaced]
 
-    def _steps(self, live: _Live) -> Iterator[tuple[int, _Live]]:
+    def _steps(self, live: LiveSpan) -> Iterator[tuple[int, LiveSpan]]:
         """The bytes that may come next, each with where it leads."""
         start, at, rest, weight, took, apart, _ = live
         if at < 0:  # the space before the span
@@ -229,7 +224,7 @@ class PageSpans:
                 left = live._replace(at=at + 1, weight=weight + CHANGED, took=out, apart=False)
                 yield from self._characters(left)
 
-    def _characters(self, live: _Live) -> Iterator[tuple[int, _Live]]:
+    def _characters(self, live: LiveSpan) -> Iterator[tuple[int, LiveSpan]]:
         """The first bytes of the characters that may stand at its place."""
         start, at, _, weight, took, _, large = live
         for number, (char, ratio, _, own) in enumerate(self._chars[at]):
@@ -240,12 +235,15 @@ class PageSpans:
             spelled = char.encode()
             more = took if number == 0 else (*took, (at, number))
             after = at + (len(spelled) == 1)
-            yield spelled[0], _Live(start, after, spelled[1:], weight + ratio, more, False, large)
+            yield (
+                spelled[0],
+                LiveSpan(start, after, spelled[1:], weight + ratio, more, False, large),
+            )
 
-    def follow(self, live: Iterable[_Live], spelled: bytes) -> list[_Live]:
+    def follow(self, live: Iterable[LiveSpan], spelled: bytes) -> list[LiveSpan]:
         """The spans that go on with these bytes."""
         for byte in spelled:
-            best: dict[Any, _Live] = {}
+            best: dict[Any, LiveSpan] = {}
             for one in live:
                 for step, after in self._steps(one):
                     key = after.start, after.state
@@ -254,7 +252,7 @@ class PageSpans:
             live = list(best.values())
         return list(live)
 
-    def allowed(self, live: Iterable[_Live], tokens: TokenBytes) -> set[int]:
+    def allowed(self, live: Iterable[LiveSpan], tokens: TokenBytes) -> set[int]:
         """Tokens all of whose bytes some span goes on with."""
         found: set[int] = set()
         todo = {(self._key(one), b""): one for one in live}
@@ -267,11 +265,11 @@ class PageSpans:
                     todo[self._key(after), spelled] = after
         return found
 
-    def _key(self, live: _Live) -> tuple[Any, ...]:
+    def _key(self, live: LiveSpan) -> tuple[Any, ...]:
         """What decides how it may go on: not where it began, unless its ends depend on that."""
         return live.state if self._only is None else (live.start, live.state)
 
-    def ended(self, live: Iterable[_Live]) -> list[_Live]:
+    def ended(self, live: Iterable[LiveSpan]) -> list[LiveSpan]:
         """Those spans that may end here."""
         whole = (one for one in live if not one.rest and not one.apart)
         only = self._only
@@ -291,14 +289,14 @@ class PageSpans:
                 best = max(ends, key=lambda one: (one.weight, -one.start))
         return None if best is None else self._span(best)
 
-    def _span(self, live: _Live) -> Span:
+    def _span(self, live: LiveSpan) -> Span:
         if live.start == self._absent:
             return Span("", [], 0.0)
         words, sure = zip(*map(self._word, self._said(live)))
         total = live.weight + math.fsum(sure)
         return Span(" ".join(word.text for word in words), list(words), min(total, 0.0))
 
-    def _said(self, live: _Live) -> list[list[tuple[int, _Option]]]:
+    def _said(self, live: LiveSpan) -> list[list[tuple[int, _Option]]]:
         """The characters of each word, with their places."""
         took = {at: number for at, number in live.took if number >= 0}
         words: list[list[tuple[int, _Option]]] = [[]]
@@ -326,66 +324,6 @@ class PageSpans:
         said = "".join(option.said for _, option in chars if option != SPACE)
         reads = "".join(option.printed for _, option in chars)
         return SpanWord(said, page, union(boxes), reads), total
-
-
-class ExtractiveDecoding(LogitsProcessor):
-    """Leaves a prompt's answer only what is a span of its pages, or :data:`ABSENT`.
-
-    It serves one call of ``generate``: the first step's ids are the prompts. Beams and returned
-    sequences of a prompt stand side by side, as ``generate`` keeps them.
-
-    Args:
-        spans: of each prompt's pages.
-        tokens: the vocabulary.
-        ends: ids that end an answer.
-    """
-
-    def __init__(self, spans: Sequence[PageSpans], tokens: TokenBytes, ends: Sequence[int]) -> None:
-        self._spans, self._tokens, self._ends = spans, tokens, list(ends)
-        self._prompt: int | None = None
-        places = {id(own): number for number, own in reversed(list(enumerate(spans)))}
-        self._same = [places[id(own)] for own in spans]  # questions about one page are alike
-        self._known: dict[tuple[int, tuple[int, ...]], list[_Live]] = {}
-        self._after: dict[tuple[int, tuple[int, ...]], list[int]] = {}
-
-    def _live(self, prompt: int, said: tuple[int, ...]) -> list[_Live]:
-        key = prompt, said
-        if key not in self._known:
-            spans = self._spans[prompt]
-            if said:
-                spelled = self._tokens.of.get(said[-1])
-                before = self._live(prompt, said[:-1]) if spelled else []
-                self._known[key] = spans.follow(before, spelled or b"")
-            else:
-                self._known[key] = spans.begin(spaced=not self._tokens.byte_level)
-        return self._known[key]
-
-    def _allowed(self, prompt: int, said: tuple[int, ...]) -> list[int]:
-        key = prompt, said
-        if key not in self._after:
-            live, spans = self._live(prompt, said), self._spans[prompt]
-            found = list(spans.allowed(live, self._tokens))
-            self._after[key] = found + self._ends if spans.ended(live) or not found else found
-        return self._after[key]
-
-    def __call__(
-        self, input_ids: Int[Tensor, "rows length"], scores: Float[Tensor, "rows vocab"]
-    ) -> Float[Tensor, "rows vocab"]:
-        """The scores, with -inf for what may not follow."""
-        if self._prompt is None:
-            self._prompt = input_ids.shape[1]
-        beams = len(input_ids) // len(self._spans)
-        masked = torch.full_like(scores, -math.inf)
-        for row, ids in enumerate(input_ids[:, self._prompt :].tolist()):
-            allowed = self._allowed(self._same[row // beams], tuple(ids))
-            masked[row, allowed] = scores[row, allowed]
-        return masked
-
-
-def end_ids(model: AlignVLMForConditionalGeneration) -> list[int]:
-    """The ids that end an answer."""
-    ends = model.generation_config.eos_token_id
-    return [ends] if isinstance(ends, int) else list(ends or ())
 
 
 def page_spans(

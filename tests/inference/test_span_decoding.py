@@ -14,12 +14,8 @@ from hypothesis import strategies as st
 from transformers import LogitsProcessorList
 
 from alignvlm.errors import ConfigError
-from alignvlm.inference.extractive import (
-    ABSENT,
-    ExtractiveDecoding,
-    PageSpans,
-    page_spans,
-)
+from alignvlm.inference.page_spans import ABSENT, PageSpans, page_spans
+from alignvlm.inference.span_decoding import ExtractiveDecoding
 from alignvlm.inference.token_bytes import TokenBytes
 from alignvlm.inference.values import may_be_date
 from alignvlm.inference.word_edges import word_bounds, word_gaps

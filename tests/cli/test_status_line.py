@@ -15,9 +15,9 @@ from tests.cli.test_cli_extract import give_readings
 from tests.cli.test_command_line import documented
 from tests.transplant.convert_hosts import make_host
 
-from alignvlm.cli import doing as module
-from alignvlm.cli.doing import CLEAR, Doing
+from alignvlm.cli import status_line as module
 from alignvlm.cli.options import note
+from alignvlm.cli.status_line import CLEAR, Doing
 from alignvlm.compose.assemble import load_pretrained
 from alignvlm.finetune.adapter import lora_config, save_adapter, wrap
 

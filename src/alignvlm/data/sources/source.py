@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from .records import Record
+from ..records import Record
 
 
 @runtime_checkable

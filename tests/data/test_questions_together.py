@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from alignvlm.data import encode
+from alignvlm.data.questions_together import Together, apart, can_join, together
 from alignvlm.data.records import make_record, validate_record
-from alignvlm.data.together import Together, apart, can_join, together
 from alignvlm.errors import DataError
 
 

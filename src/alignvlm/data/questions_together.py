@@ -17,7 +17,7 @@ from ..errors import DataError
 from ..model.branches import common_length
 from ..model.losses import IGNORE
 from .records import Record
-from .source import Source, check_index
+from .sources import Source, check_index
 
 MOST = 16
 """Questions of a sample; a page of a hundred fields is several, none of them too long for it."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import DataError, nearest
-from .records import Record, make_record
+from ...errors import DataError, nearest
+from ..records import Record, make_record
+from ..synthetic.corpus import builtin_passages, passages_from
+from ..synthetic.covered import STRIPS, VCR_PROMPT, VCRStyle, cover, draw_page
 from .source import check_index
-from .synthetic.corpus import builtin_passages, passages_from
-from .synthetic.covered import STRIPS, VCR_PROMPT, VCRStyle, cover, draw_page
 
 
 class VCRSource:

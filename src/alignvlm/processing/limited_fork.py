@@ -1,4 +1,4 @@
-"""Work that may never end, in a copy of this process that has little time and memory."""
+"""Work that may never end, in a fork of this process that has little time and memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TooMuchWork(RuntimeError):
     """The work took too much time or memory, or its answer is too long."""
 
 
-def copied(call: Callable[[], Any]) -> Any:
+def in_limited_fork(call: Callable[[], Any]) -> Any:
     """What a function returns, as JSON gives it back; nothing else of what it does remains.
 
     It must not touch a GPU nor wait for other threads, of which the copy has none.

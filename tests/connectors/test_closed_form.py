@@ -14,8 +14,8 @@ from torch import Tensor
 
 from alignvlm import AlignVLMForConditionalGeneration
 from alignvlm.connectors import CONNECTORS, AlignConnector, build_connector
+from alignvlm.connectors.closed_form import inverse_covariance, key_norms, mixture_weights
 from alignvlm.connectors.configs import AlignConfig, connector_config
-from alignvlm.connectors.keys import inverse_covariance, key_norms, mixture_weights
 from alignvlm.errors import ConfigError
 from alignvlm.ops import vocab_stats
 from alignvlm.weights import resolve as hub

@@ -12,14 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
-from .columns import Find, column_map, image_paths, row_to_object
-from .hub.archives import archives_in
-from .hub.catalogue import published
-from .hub.image_files import ImageFiles, images_at, with_images
-from .hub.place import fetched, local_copy
-from .hub.rows import TableName, load_stream, load_table
-from .records import Record, validate_record
+from ...errors import DataError
+from ..columns import Find, column_map, image_paths, row_to_object
+from ..hub.archives import archives_in
+from ..hub.catalogue import published
+from ..hub.image_files import ImageFiles, images_at, with_images
+from ..hub.place import fetched, local_copy
+from ..hub.rows import TableName, load_stream, load_table
+from ..records import Record, validate_record
 from .source import check_index, named
 
 FIRST_ROWS = 1000

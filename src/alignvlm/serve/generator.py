@@ -33,8 +33,8 @@ from transformers.cli.serving.utils import DirectStreamer, GenerationState
 from ..documents.page_images import PageImage
 from ..inference.confidence import Calibration
 from ..inference.extract import Extractor, Spent
-from ..inference.extractive import end_ids
 from ..inference.prompt import ContextError, Prompt, build_prompts, encode_pages, together
+from ..inference.span_decoding import end_ids
 from ..inference.stopping import stoppable
 from ..inference.token_bytes import TokenBytes
 from ..model.generation import AlignVLMForConditionalGeneration

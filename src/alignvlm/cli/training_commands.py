@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 import typer
 
 from ..errors import AlignVLMError, DataError
-from .doing import CLEAR, Doing
 from .options import (
     DPI,
     MAX_NEW_TOKENS,
@@ -28,6 +27,7 @@ from .options import (
     number,
     shows_progress,
 )
+from .status_line import CLEAR, Doing
 
 
 def train(
