@@ -100,9 +100,8 @@ class Connector(nn.Module, ABC):
         self._no_p_vocab("pruning")
 
     def _no_p_vocab(self, what: str) -> None:
-        raise ConfigError(
-            f"{what} needs the 'align' connector, this model has {self.config.type!r}"
-        )
+        kind = self.config.type
+        raise ConfigError(f"{what} needs the 'align' connector, this model has {kind!r}")
 
     def features_of(
         self,
