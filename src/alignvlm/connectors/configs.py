@@ -1,4 +1,4 @@
-"""One frozen config per connector.
+"""One frozen config per connector; which class takes it says ``CONNECTORS`` in ``__init__``.
 
 Each answers two questions that processor and model both need, so that the number of visual tokens
 is computed in exactly one place: ``token_grid(rows, cols)`` and ``num_tokens(rows, cols)``, where

@@ -29,7 +29,7 @@ from .dropping import Compact, blank_tokens, kept_positions
 from .losses import VocabLoss, loss_of, vocab_loss
 from .outputs import CACHE, AlignVLMModelOutput, Encoded, Merged, group_images
 from .packing import run_packed
-from .vision import check_tiles, encode_tiles, for_reader, rows_read
+from .encoder_call import check_tiles, encode_tiles, for_reader, rows_read
 
 
 class AlignVLMModel(AlignVLMPreTrainedModel):

@@ -1,4 +1,8 @@
-"""Evaluation tasks: what is asked about which pages, and how the replies are scored."""
+"""Evaluation tasks: what is asked about which pages, and how the replies are scored.
+
+Another one is an entry of :mod:`.hub_tasks`, or of :mod:`.local_tasks` where it is read from the
+files that its authors publish; metrics are in :mod:`alignvlm.eval.metrics`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The vision encoder's call: tiles to a grid of features, whichever encoder it is."""
+"""The vision encoder's call: tiles to a grid of features, whichever encoder it is.
+
+The one that comes with the project and reads is :mod:`alignvlm.reader.reader_model`.
+"""
 
 from __future__ import annotations
 
