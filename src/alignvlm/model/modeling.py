@@ -26,10 +26,10 @@ from . import branches
 from .base import AlignVLMPreTrainedModel
 from .config import AlignVLMConfig
 from .dropping import Compact, blank_tokens, kept_positions
+from .encoder_call import check_tiles, encode_tiles, for_reader, rows_read
 from .losses import VocabLoss, loss_of, vocab_loss
 from .outputs import CACHE, AlignVLMModelOutput, Encoded, Merged, group_images
 from .packing import run_packed
-from .encoder_call import check_tiles, encode_tiles, for_reader, rows_read
 
 
 class AlignVLMModel(AlignVLMPreTrainedModel):
