@@ -71,18 +71,21 @@ def labelled(source: Any) -> dict[str, dict[str, tuple[str, ...]]]:
     return answers
 
 
+def files(source: Any, folder: Path) -> dict[str, Path]:
+    """The picture or PDF of each document of a split, which is in ``folder``."""
+    if isinstance(source, PDFBenchmark):
+        return {row.key: source.path(row) for row in source.rows}
+    return {row.key: folder / "img" / row.key for row in source.rows}
+
+
 def extracted(
     extractor: Extractor, data: Path, kind: str, split: str, chosen: slice = slice(None)
 ) -> Iterator[tuple[str, dict[str, FieldValue], dict[str, tuple[str, ...]]]]:
     """Documents of a split by name, with the value and the accepted answers of each field."""
     source = SOURCES[kind](data / kind, split)
-    rows = {row.key: row for row in source.rows}
+    paths = files(source, data / kind / split)
     for key, gold in list(labelled(source).items())[chosen]:
-        if isinstance(source, PDFBenchmark):
-            path = source.path(rows[key])
-        else:
-            path = data / kind / split / "img" / key
-        read = extractor(Pages([path], max_pages=PAGES))
+        read = extractor(Pages([paths[key]], max_pages=PAGES))
         yield key, {name: read.values[called] for name, called in FIELDS[kind].items()}, gold
 
 
