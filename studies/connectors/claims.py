@@ -50,14 +50,17 @@ def lacking(study: Study, *variants: str, size: int = LARGE) -> Verdict | None:
     return None
 
 
-def above_floor(study: Study, variant: str) -> Estimate | None:
-    """What reading the page adds to ANLS, over the same model before a white page."""
-    return study.difference(variant, variant, "test", second_name="white")
+def above_floor(study: Study, variant: str, size: int = LARGE) -> Estimate | None:
+    """What reading the page adds to ANLS, over the same model before a white page; where that was
+    not measured, over the one that was trained with all pages."""
+    floor = study.values(variant, "white", size) or study.values(variant, "white")
+    own = study.values(variant, "test", size)
+    return Estimate.of([own[seed] - floor[seed] for seed in own if seed in floor])
 
 
-def illiterate(study: Study, *variants: str, all_of: bool) -> Verdict | None:
-    """No (or not every) variant reads at the largest size, so that a difference says nothing."""
-    found = {variant: above_floor(study, variant) for variant in variants}
+def illiterate(study: Study, *variants: str, all_of: bool, size: int = LARGE) -> Verdict | None:
+    """No (or not every) variant reads, so that a difference says nothing."""
+    found = {variant: above_floor(study, variant, size) for variant in variants}
     able = [v for v, e in found.items() if e is not None and e.mean > READS]
     if able and (not all_of or len(able) == len(variants)):
         return None
@@ -83,9 +86,11 @@ def better(first: str, second: str, name: str = "test", size: int = LARGE) -> Ju
     def judge(study: Study, behind: str) -> Verdict:
         one, two = first + behind, second + behind
         stop = lacking(study, one, two, size=size)
-        if stop is None and size == LARGE:
-            stop = illiterate(study, one, two, all_of=False)
+        stop = stop or illiterate(study, one, two, all_of=False, size=size)
         what = f"ANLS at {size:,} pages, {one} minus {two}"
+        devices = [study.devices(variant, size) for variant in (one, two)]
+        if devices[0] != devices[1]:
+            what += f" (on {devices[0]} and on {devices[1]})"
         return stop or above_zero(study.difference(one, two, name, size), what)
 
     return judge

@@ -120,7 +120,7 @@ def unseen_loss(reader: Reader, batcher: Batcher, device: str, seed: int) -> dic
 
 
 def measure(reader: Reader, batcher: Batcher, device: str, *, everything: bool) -> dict[str, Any]:
-    """Losses and answers; with ``everything`` all the rest."""
+    """Losses and answers, before a white page as well; with ``everything`` all the rest."""
     own, pages = Measures(reader, batcher, device), batcher.pages
     reading = held_out(pages, "test", read=True)
     asked = held_out(pages, "test", read=False)
@@ -128,6 +128,11 @@ def measure(reader: Reader, batcher: Batcher, device: str, *, everything: bool) 
     found["receipts"] = own.loss(held_out(pages, "receipts", read=False))
     parts = PARTS if everything else PARTS[:2]
     found["answers"] = {part: own.answers(held_out(pages, part, read=False)) for part in parts}
+    if reader.kind != "text":
+        found["white"] = {
+            "answers": own.answers(asked, white=True),
+            **own.loss(reading, white=True),
+        }
     if not everything:
         return found
     found["several"] = {str(k): own.answers(several(pages, k)) for k in SEVERAL_PAGES}
@@ -135,7 +140,6 @@ def measure(reader: Reader, batcher: Batcher, device: str, *, everything: bool) 
         found["without_changes"] = own.without_changes(asked)
     if reader.kind == "text":
         return found
-    found["white"] = {"answers": own.answers(asked, white=True), **own.loss(reading, white=True)}
     found["noise"] = [
         {
             "sigma": sigma,

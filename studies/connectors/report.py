@@ -72,12 +72,12 @@ def setting(study: Study) -> str:
         return f"## What was run\n\nNothing yet: 0 of {total} cells are stored.\n"
     complete = "" if len(study.cells) >= total else " Verdicts may change with the others."
     cells_on = Counter(cell["versions"]["device"] for cell in study.cells)
-    devices = ", ".join(f"{count} on {name}" for name, count in cells_on.most_common())
+    devices = ", ".join(f"{count} ran on one {name}" for name, count in cells_on.most_common())
     steps = ", ".join(f"{SIZES[size]} steps at {size:,} pages" for size in sorted(SIZES))
     return f"""## What was run
 
 {len(study.cells)} of {total} cells, {len(SEEDS)} seeds a variant.{complete}
-{steps}; 16 pages a step. Run: {devices}.
+{steps}; 16 pages a step. Of the cells {devices}.
 
 {rates(study)}
 """

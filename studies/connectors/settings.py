@@ -78,7 +78,7 @@ class Cell:
 
     Attributes:
         rate: peak learning rate; ``None``: the best of the sweep.
-        measure_all: also noise, a white page, P_vocab and the special parts.
+        measure_all: also noise, P_vocab and the special parts.
     """
 
     variant: str
@@ -131,7 +131,7 @@ PARTS = (
     "align-grounded-gamma-6-low-rank",
     "align-fitted-low-rank",
 )
-"""ALIGN without one of its parts, or with one more; grounded, because otherwise it hardly reads."""
+"""Grounded ALIGN without one of its parts (else it hardly reads), and a start that reads."""
 
 
 def all_cells() -> list[Cell]:
@@ -158,7 +158,6 @@ def all_cells() -> list[Cell]:
     add(("align-grounded-low-rank",), small)
     add(PARTS, small)  # where ALIGN reads, and no further: they run without a card, too
     add(adapted, middle)
-    add(("align-fitted-low-rank",), large)
     add(("h_reducer-low-rank", "c_abstractor-low-rank"), large)
     add(HEADLINE, middle)
     add(("align-grounded", "align-fitted"), small)

@@ -94,6 +94,13 @@ class Study:
         """How many there are of a variant."""
         return len(self.numbers.get((variant, size), {}))
 
+    def devices(self, variant: str, size: int = LARGE) -> str:
+        """What a variant's cells ran on."""
+        cells = (
+            c for c in self.cells if (c["cell"]["variant"], c["cell"]["size"]) == (variant, size)
+        )
+        return ", ".join(sorted({cell["versions"]["device"] for cell in cells}))
+
     def values(self, variant: str, name: str, size: int = LARGE) -> dict[int, float]:
         """A number of each seed that has it."""
         own = self.numbers.get((variant, size), {})

@@ -218,6 +218,17 @@ def test_every_value_stands_on_the_page(parts, make_image, reading, always_there
     assert found.unread == []
 
 
+@pytest.mark.parametrize("at_once", [None, 1])
+def test_a_date_is_a_date_where_there_is_one(parts, make_image, reading, always_there, at_once):
+    """Whatever a tiny model would say; other fields may be anything on the page."""
+    reading(56, "Novak Deli", "12-Feb-2009", "Tel 03-6057 1377", "Total 136.94")
+    fields = ["company", "day:date", "due_date", "sum:number"]
+    found = extract(*parts, pages(make_image, 56), fields, at_once=at_once).values
+    alone = extract(*parts, pages(make_image, 56), ["company", "sum:number"]).values
+    assert [found[name].value for name in ("day", "due_date")] == [date(2009, 2, 12)] * 2
+    assert [found[name].text for name in alone] == [own.text for own in alone.values()]
+
+
 def test_types_come_from_words(parts, make_image, reading, always_there):
     """A page with one word leaves the model no choice but it."""
     reading(56, "136.94")

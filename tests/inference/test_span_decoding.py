@@ -17,7 +17,7 @@ from alignvlm.errors import ConfigError
 from alignvlm.inference.page_spans import ABSENT, PageSpans, page_spans
 from alignvlm.inference.span_decoding import ExtractiveDecoding
 from alignvlm.inference.token_bytes import TokenBytes
-from alignvlm.inference.values import may_be_date
+from alignvlm.inference.values import Likeness, date_likeness
 from alignvlm.inference.word_edges import word_bounds, word_gaps
 from alignvlm.reader.characters import Characters
 from alignvlm.reader.page import PageTokens, Row
@@ -222,7 +222,8 @@ def test_whatever_is_chosen_among_the_allowed_is_a_span(tokenizer, words, seed):
     rows=st.lists(
         st.sampled_from(
             ["Tel 03-6057 1377", "28/03/2018 14:49", "Date:12-Mar-18", "27 MARCH, 2018", "RM 8.50",
-             "NO 5, JALAN 7/1", "2017-1-05", "15. März 2018"]
+             "NO 5, JALAN 7/1", "2017-1-05", "15. März 2018", "Wed 28 Mar 2018", "JUN 6.50",
+             "5th of March 2018", "28/03/2018 at 10:30", "Tel 01 12 05 18 20"]
         ),
         min_size=1,
         max_size=4,
@@ -233,8 +234,9 @@ def test_only_dates_are_chosen_where_there_are_some(tokenizer, rows, seed):
     """A random walk over allowed tokens ends at a date, or says that there is none."""
     tokens = TokenBytes(tokenizer, len(tokenizer))
     every = spans(*rows)
-    pages = every.only(may_be_date)
-    if not any(part in row for row in rows for part in ("2018", "Mar-18", "2017")):
+    pages = every.only(date_likeness)
+    if not any(part in row for row in rows for part in ("/2018", "h 2018", "H, 2018", "ar 2018",
+                                                        "Mar-18", "2017")):  # fmt: skip
         assert pages is every
         return
     chooser = np.random.default_rng(seed)
@@ -247,17 +249,43 @@ def test_only_dates_are_chosen_where_there_are_some(tokenizer, rows, seed):
         token = int(chooser.choice(allowed))
         live, text = pages.follow(live, tokens.of[token]), text + tokens.of[token]
     chosen = text.decode()
-    assert chosen == ABSENT or may_be_date(chosen)
+    assert chosen == ABSENT or date_likeness(chosen) >= Likeness.MAY_BE
     assert said(pages, chosen) == ("" if chosen == ABSENT else chosen)
 
 
 def test_a_date_with_an_unsure_letter_is_one():
     row = a_row("10 0CT 2017", others={3: ("O", 0.4)})
-    pages = spans(row, "Tel 03-6057 1377").only(may_be_date)
+    pages = spans(row, "Tel 03-6057 1377").only(date_likeness)
     assert said(pages, "10 OCT 2017") == "10 OCT 2017"
     assert said(pages, "03-6057") is None
-    alone = spans("10 0CT 2017", "Tel 03-6057 1377")  # sure that it is a nought
-    assert alone.only(may_be_date) is alone
+
+
+@pytest.mark.parametrize(
+    "row", ["Tel 01 12 05 18 20", "JUN 6.50", "2 COUNTER 2003", "v 1.2.19", "20181231", "6 1 36"]
+)
+def test_what_may_be_no_date_leaves_nothing_out(row):
+    every = spans(row, "Thu 28.Mrz 18")
+    assert every.only(date_likeness) is every
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["DATE28/03/2018", "28/03/2018hrs", "05.03.2018r.", "05:03:2018", "2018年3月5日", "28032018",
+     "1er avril 2018", "5 de marzo de 2018", "15. März 2018", "27 March"],
+)  # fmt: skip
+def test_a_date_in_another_form_stays_beside_a_sure_one(words):
+    pages = spans(words, "Impreso 07/03/2018 10:45").only(date_likeness)
+    assert said(pages, words) == words
+    assert said(pages, "07/03/2018") == "07/03/2018"
+    assert said(pages, "Impreso 07/03/2018") is None  # it holds a whole one
+
+
+def test_a_second_limit_keeps_the_first():
+    def short(text: str) -> Likeness:
+        return Likeness.IS if len(text) == 10 else Likeness.NO
+
+    pages = spans("28/03/2018 14:49").only(date_likeness).only(short)
+    assert said(pages, "28/03/2018 14:49") == "28/03/2018"
 
 
 def as_printed(text: str) -> str:

@@ -129,8 +129,12 @@ def taught(
     work = folder / f"{documents}-{draw}"
     shutil.rmtree(work / "model", ignore_errors=True)
     command = [sys.executable, "-m", "alignvlm"]
-    if not (work / "run").is_dir():
+    if (work / "run").is_dir():
+        if (kept := json.loads((work / "options.json").read_text("utf-8"))) != options:
+            raise SystemExit(f"error: {work / 'run'} was trained with {kept}: give another --to")
+    else:
         work.mkdir(exist_ok=True)
+        (work / "options.json").write_text(json.dumps(options), "utf-8")
         table = work / f"{kind}.csv"
         write_table(data, table, kind, documents, draw)
         asked = [*command, "finetune", str(base), "--data", str(table), "--out", str(work / "run")]

@@ -20,8 +20,8 @@ CONNECTORS: dict[str, type[Connector]] = {
     "h_reducer": HReducerConnector,
     "c_abstractor": CAbstractorConnector,
 }
-"""Every connector by its config's ``type``: the one list that another is added to, with a config in
-:mod:`.configs`."""
+"""Every connector by its config's ``type``: another one is added here, and its config, in the same
+order, to :mod:`.configs`."""
 
 __all__ = [
     "CONNECTORS",

@@ -56,7 +56,12 @@ class AlignConnector(Inspected):
     _keep_in_fp32_modules_strict = tuple(rf"connector\.{name}" for name in STATS_BUFFERS)
 
     def __init__(
-        self, config: AlignConfig, d_vision: int, d_text: int, vocab_size: int, *_: object
+        self,
+        config: AlignConfig,
+        d_vision: int,
+        d_text: int,
+        vocab_size: int,
+        feature_grid: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.config = config

@@ -20,7 +20,14 @@ class MLPConnector(Connector):
 
     config: MLPConfig
 
-    def __init__(self, config: MLPConfig, d_vision: int, d_text: int, *_: object) -> None:
+    def __init__(
+        self,
+        config: MLPConfig,
+        d_vision: int,
+        d_text: int,
+        vocab_size: int = 0,
+        feature_grid: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         hidden = config.hidden_size or d_text

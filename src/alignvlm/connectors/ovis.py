@@ -25,7 +25,14 @@ class OvisConnector(Connector):
 
     config: OvisConfig
 
-    def __init__(self, config: OvisConfig, d_vision: int, d_text: int, *_: object) -> None:
+    def __init__(
+        self,
+        config: OvisConfig,
+        d_vision: int,
+        d_text: int,
+        vocab_size: int = 0,
+        feature_grid: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         size = config.visual_vocab_size

@@ -78,7 +78,14 @@ class PerceiverConnector(Connector):
 
     config: PerceiverConfig
 
-    def __init__(self, config: PerceiverConfig, d_vision: int, d_text: int, *_: object) -> None:
+    def __init__(
+        self,
+        config: PerceiverConfig,
+        d_vision: int,
+        d_text: int,
+        vocab_size: int = 0,
+        feature_grid: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         self.latents = nn.Parameter(torch.empty(config.num_latents, d_vision))

@@ -28,7 +28,7 @@ from .prompt import Prompt, build_prompts, chat, encode_pages
 from .span import Span
 from .span_decoding import ExtractiveDecoding, end_ids
 from .token_bytes import TokenBytes
-from .values import Spelling, may_be_date, parse
+from .values import Spelling, date_likeness, parse
 
 DETAILS = ("text", "page", "boxes", "confidence", "note")
 """What a table says of each field beside its value, in columns ``NAME_text`` and so on."""
@@ -298,7 +298,8 @@ class Extractor:
         if not any(map(len, encoded.pages or [])):
             return None
         questions = [one.question for one in self.fields]
-        dates = spans.only(may_be_date) if any(one.kind == "date" for one in self.fields) else spans
+        some_date = any(one.kind == "date" for one in self.fields)
+        dates = spans.only(date_likeness) if some_date else spans
         among = [dates if one.kind == "date" else spans for one in self.fields]
         answers = answer_together(
             self.model, self.processor, page, questions, encoded,

@@ -25,6 +25,7 @@ from ..reader.page import PageTokens
 from ..tiling import Grid
 from .span import Span, SpanWord, union
 from .token_bytes import TokenBytes
+from .values import Likeness
 from .word_edges import may_be_capitals, may_join, word_bounds, word_gaps
 
 ABSENT = "not on this page"
@@ -34,8 +35,8 @@ UNSURE = math.log(0.05)
 CHANGED = -1e-6
 """What a capital, a space more or a space less costs, nats: as printed goes first."""
 _PUT, _LEFT_OUT = -1, -2
-MOST_TESTED = 40
-"""Characters of the longest span that a test is tried on."""
+MOST_TESTED = 48
+"""Characters of the longest span that may be of a kind; a date with weekday and time has 43."""
 
 
 class LiveSpan(NamedTuple):
@@ -168,35 +169,52 @@ class PageSpans:
         down = max(second[1] - first[3], first[1] - second[3])
         return max(across, down) <= min(x1 - x0, y1 - y0)
 
-    def only(self, test: Callable[[str], bool]) -> PageSpans:
-        """Those spans whose words pass a test, and "not on this page"; all if none passes it.
+    def only(self, likeness: Callable[[str], Likeness]) -> PageSpans:
+        """Those spans whose words are of a kind, or may be, and "not on this page".
 
-        The words are tried as they were read, and with another character in one unsure place.
+        If no span surely is, nothing is left out. Of words that only hold something of the kind
+        (glued to others, or in a form that is not known) those stay that share no word with a span
+        of it. Words are tried as they were read, and with another character in one unsure place.
+
+        Args:
+            likeness: how much words look like the kind.
+
+        Returns:
+            These spans themselves, if nothing is left out.
         """
-        found: dict[int, set[int]] = {}
-        for start in self._starts:
-            reach = self._reach(start) if start != self._absent else ()
-            if ends := {end for end in reach if any(map(test, self._texts(start, end)))}:
-                found[start] = ends
-        if not found:
+        found = {
+            (start, end): max(map(likeness, self._texts(start, end)))
+            for start in self._starts
+            if start != self._absent
+            for end in self._reach(start)
+        }
+        if Likeness.IS not in found.values():
             return self
+        whole = [span for span, like in found.items() if like >= Likeness.MAY_BE]
+        only: dict[int, set[int]] = {self._absent: {self._absent + len(self.absent)}}
+        for (start, end), like in found.items():
+            holds = like == Likeness.HOLDS and not any(a < end and start < b for a, b in whole)
+            if holds or like >= Likeness.MAY_BE:
+                only.setdefault(start, set()).add(end)
         few = copy.copy(self)
-        few._starts = [*found, self._absent]
-        few._only = found | {self._absent: {self._absent + len(self.absent)}}
+        few._starts, few._only, few._gaps = list(only), only, set()
         return few
 
     def _reach(self, start: int) -> Iterator[int]:
         """Where a span from there may end, on the same page and not far off."""
+        ends = self._ends if self._only is None else self._only[start]
         for end in range(start + 1, start + MOST_TESTED + 1):
             if not self._chars[end - 1]:
                 return
-            if end in self._ends:
+            if end in ends:
                 yield end
 
     def _texts(self, start: int, end: int) -> Iterator[str]:
         """What a span may say, spaces as they were read, and capitals."""
         own = [options[0].said for options in self._chars[start:end]]
         yield "".join(own)
+        if not any(char.isdigit() for char in own):
+            return
         for place, options in enumerate(self._chars[start:end]):
             for other in options[1:]:
                 if other.said.lower() != own[place].lower():

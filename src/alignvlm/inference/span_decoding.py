@@ -16,13 +16,13 @@ from .token_bytes import TokenBytes
 
 
 class ExtractiveDecoding(LogitsProcessor):
-    """Leaves a prompt's answer only what is a span of its pages, or :data:`ABSENT`.
+    """Leaves a prompt's answer only what is one of its spans, or :data:`.page_spans.ABSENT`.
 
     It serves one call of ``generate``: the first step's ids are the prompts. Beams and returned
     sequences of a prompt stand side by side, as ``generate`` keeps them.
 
     Args:
-        spans: of each prompt's pages.
+        spans: of each prompt's pages; all, or those of a kind.
         tokens: the vocabulary.
         ends: ids that end an answer.
     """

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
+from enum import IntEnum
 from typing import Any, Literal, NamedTuple
 
 Kind = Literal["text", "number", "integer", "date"]
@@ -21,8 +22,10 @@ PIVOT = 69
 """Years of two digits from here on are of the last century, as in POSIX."""
 _MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september",
            "october", "november", "december")  # fmt: skip
-_DAYS = re.compile(r"(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|satur|sat|sun)(?:day)?[.,]*\s+", re.I)
-_TIME = re.compile(r"(?:,|\s+at|T)?\s*(?<!\d)\d{1,2}:\d{2}(?::\d{2})?\s*(?:[ap]\.?m\.?)?$", re.I)
+_DAYS = re.compile(
+    r"(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|satur|sat|sun)(?:day)?[.,]*(?:\s+|(?=\d))", re.I
+)
+_TIME = re.compile(r"(?:,|\s*at|T)?\s*(?<!\d)\d{1,2}:\d{2}(?::\d{2})?\s*(?:[ap]\.?m\.?)?$", re.I)
 
 
 @dataclass(frozen=True)
@@ -134,19 +137,51 @@ def parse_date(text: str, spelling: Spelling | None = None) -> Parsed:
     return Parsed(None, f"{text!r} is no date")
 
 
-def may_be_date(text: str) -> bool:
-    """Whether words are a date, perhaps one of two, or are set like one whose month has another
-    language's name (15. März 2018).
+class Likeness(IntEnum):
+    """How much words look like a value of some kind."""
 
-    >>> may_be_date("15. März 2018"), may_be_date("03-6057 1377")
-    (True, False)
+    NO = 0
+    HOLDS = 1
+    """Something in them looks like one."""
+    MAY_BE = 2
+    IS = 3
+
+
+_SURE_DATE = re.compile(
+    r"\d{1,4}\s*([-/])\s*\d{1,2}\s*\1\s*\d{2,4}"
+    r"|\d{1,2}\.\d{1,2}\.\d{4}|\d{4}\.\d{1,2}\.\d{1,2}|\d\d\.\d\d\.\d\d"
+    r"|\d{1,2}\D{3,}\d{2}|(?=.*\d{4}).*[A-Za-z]{3}.*"
+)
+"""Of what parses as a date: not three numbers with spaces, 1.2.19 or JUN 6.50."""
+_LIKE_DATE = re.compile(r"\d{1,2}\W{0,2}(?:de )?[^\W\d_]{3,10}\W{0,2}(?:de )?(?:19|20)\d{2}")
+_NAMES = "|".join(month[:3] for month in _MONTHS)
+_PART, _TWO = r"(?:0?[1-9]|[12]\d|3[01])", r"(?:0[1-9]|[12]\d|3[01])"
+"""A day or a month, and one of two digits."""
+_HOLDS_DATE = re.compile(
+    rf"(?<![\d.])(?:\d{{4}}\s*([-/.])\s*{_PART}\s*\1\s*{_PART}(?!\.?\d)"
+    rf"|{_PART}\s*([-/.])\s*{_PART}\s*\2\s*(?:\d{{4}}|\d\d)(?!\.?\d))"
+    rf"|(?<!\d){_PART}:{_PART}:(?:19|20)\d\d(?!\d)|(?:19|20)\d\d\s?年"
+    rf"|(?<!\d)(?:(?:19|20)\d\d{_TWO}{_TWO}|{_TWO}{_TWO}(?:19|20)\d\d)(?!\d)"
+    r"|[^\W\d_]{3,}\W{0,3}(?:de )?(?:19|20)\d\d(?!\d)"
+    rf"|\d\W{{0,3}}(?:{_NAMES})|(?:{_NAMES})\W{{0,3}}\d",
+    re.I,
+)
+
+
+def date_likeness(text: str) -> Likeness:
+    """How much words look like a date, whether or not it can be read in two ways.
+
+    >>> [date_likeness(text).name for text in ("03/04/2018", "15. März 2018", "2018年3月5日")]
+    ['IS', 'MAY_BE', 'HOLDS']
+    >>> [date_likeness(text).name for text in ("12 48 20", "03-6057 1377", "RM 8.50")]
+    ['NO', 'NO', 'NO']
     """
     bare = _bare_date(text)
-    found = _named_month(bare) or _numbers_alone(bare, Spelling())
-    return bool(found or _LIKE_DATE.fullmatch(bare))
-
-
-_LIKE_DATE = re.compile(r"\d{1,2}\W{0,2}[^\W\d_]{3,10}\W{0,2}(?:19|20)\d{2}")
+    if _named_month(bare) or _numbers_alone(bare, Spelling()):
+        return Likeness.IS if _SURE_DATE.fullmatch(bare) else Likeness.MAY_BE
+    if _LIKE_DATE.fullmatch(bare):
+        return Likeness.MAY_BE
+    return Likeness.HOLDS if _HOLDS_DATE.search(bare) else Likeness.NO
 
 
 def _bare_date(text: str) -> str:
@@ -163,9 +198,13 @@ def _plain(text: str) -> str:
 
 def _named_month(text: str) -> set[date]:
     name = r"(?P<month>[A-Za-z]{3,9})\.?"
-    day, year, gap = r"(?P<day>\d{1,2})(?:st|nd|rd|th)?", r"'?(?P<year>\d{4}|\d{2})", r"[\s,./-]*"
+    day, year, gap = (
+        r"(?P<day>\d{1,2})(?:\s*(?:st|nd|rd|th))?",
+        r"'?(?P<year>\d{4}|\d{2})",
+        r"[\s,./-]*",
+    )
     for pattern in (
-        f"{day}{gap}(?:of )?{name}{gap}{year}",
+        rf"{day}{gap}(?:of\s*)?{name}{gap}{year}",
         f"{name}{gap}{day}[\\s,./-]+{year}",
         rf"(?P<year>\d{{4}}){gap}{name}{gap}{day}",
     ):

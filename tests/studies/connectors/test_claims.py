@@ -45,6 +45,29 @@ def test_the_rule_for_a_difference(align, mlp, outcome, says):
     assert verdict.outcome == outcome and says in verdict.evidence
 
 
+def test_a_claim_may_be_measured_in_one_setting_alone():
+    study = made_up(align=(0.6, 0.6, 0.6), mlp=(0.1, 0.2, 0.1))
+    better = claims.better("align", "mlp")
+    assert claims.in_settings(better)(study, "").outcome == claims.UNTESTABLE
+    assert claims.in_settings(better)(study, "-low-rank").outcome == claims.PENDING
+    assert claims.in_settings(better, better)(study, "").outcome == claims.YES
+
+
+def test_with_few_pages_the_floor_is_the_own_one_or_that_of_all_pages():
+    few = claims.SMALL
+    study = made_up(few, align=(0.5, 0.5, 0.5), mlp=(0.2, 0.2, 0.2))
+    better = claims.better("align", "mlp", size=few)
+    assert better(study, "").outcome == claims.YES
+    for numbers in study.numbers["align", few].values():
+        numbers["white"] = 0.49
+    assert better(study, "").outcome == claims.YES  # the other one reads
+    for numbers in study.numbers["mlp", few].values():
+        del numbers["white"]
+    assert better(study, "").outcome == claims.UNTESTABLE
+    made_up(study=study, mlp=(0.2, 0.2, 0.2))  # whose floor is 0.1
+    assert better(study, "").outcome == claims.YES
+
+
 def test_seeds_are_paired():
     # each seed differs by 0.05, though the seeds themselves differ by far more
     study = made_up(align_low_rank=(0.35, 0.55, 0.951), mlp_low_rank=(0.30, 0.50, 0.90))

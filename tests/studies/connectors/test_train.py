@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from studies.connectors.batches import several
+from studies.connectors.batches import several, training_order
 from studies.connectors.cell import Bench
 from studies.connectors.settings import Cell
 from studies.connectors.store import CHANNELS, Pages
@@ -82,6 +82,7 @@ def test_side_by_side_is_as_alone(group, folder, stored, tmp_path):
     for one, (losses, weights, changes) in zip(group, trained(group), strict=True):
         ((alone, own_weights, own_changes),) = trained([one])
         torch.testing.assert_close(losses, alone, rtol=1e-5, atol=1e-5)
+        # alone, rows go by length: sums are rounded otherwise, and Adam divides by small ones
         torch.testing.assert_close(weights, own_weights, rtol=1e-3, atol=2e-4)
         if changes is not None:
             torch.testing.assert_close(changes, own_changes, rtol=1e-3, atol=2e-4)
@@ -103,6 +104,16 @@ def test_one_of_several_answers_with_its_own_changes(folder, stored, tmp_path):
         bench.language.adapt(0)
         plain = bench.language(x)
     assert not torch.allclose(both[0], both[1]) and not torch.allclose(both[0], plain)
+
+
+def test_where_prompts_with_their_answers_end(folder, stored, tmp_path):
+    bench = Bench(stored, folder, "cpu")
+    batcher = bench.trainee(cell("mlp", 0), tmp_path).batcher
+    (asked,) = training_order(bench.pages, 16, 1, 5, seed=0)
+    batch, without = batcher.batch(asked), batcher.batch(asked, answers=False)
+    answers = [len(batcher.encode(one.answer)) for one in asked]
+    assert (batch.ends - batch.lengths).tolist() == answers  # the end token is not fed back
+    assert torch.equal(without.ends, without.lengths)
 
 
 def test_several_pages_in_one_prompt(folder, stored, tmp_path):
