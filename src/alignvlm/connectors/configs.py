@@ -156,7 +156,7 @@ class CAbstractorConfig(ConnectorConfigBase):
 
 CONFIGS = {c.model_fields["type"].default: c for c in ConnectorConfigBase.__subclasses__()}
 CONNECTOR_TYPES = tuple(CONFIGS)
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what the union holds is known only when it runs; pydantic needs it then
     ConnectorConfig = ConnectorConfigBase
 else:
     ConnectorConfig = Annotated[reduce(or_, CONFIGS.values()), Field(discriminator="type")]
