@@ -194,23 +194,27 @@ TEXT = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=60)
-@given(words=TEXT, seed=st.integers(0, 2**31))
-def test_whatever_is_chosen_among_the_allowed_is_a_span(tokenizer, words, seed):
-    """A random walk over allowed tokens ends, and spells words of the page without a gap."""
-    tokens = TokenBytes(tokenizer, len(tokenizer))
-    pages = spans(" ".join(words))
+def walked(pages: PageSpans, tokens: TokenBytes, seed: int) -> str:
+    """What a random walk over allowed tokens spells, until it ends where a span may end."""
     chooser = np.random.default_rng(seed)
     live, text = pages.begin(), b""
     for _ in range(200):
         allowed = sorted(pages.allowed(live, tokens))
-        if pages.ended(live) and (not allowed or chooser.random() < 0.2):
-            break
-        assert allowed, "a walk cannot get stuck within a word"
+        if pages.ended(live) and (not allowed or chooser.random() < 0.3):
+            return text.decode()
+        assert allowed, "a walk cannot get stuck within a span"
         token = int(chooser.choice(allowed))
         live, text = pages.follow(live, tokens.of[token]), text + tokens.of[token]
         assert live
-    chosen = text.decode()
+    raise AssertionError(f"no end in sight: {text!r}")
+
+
+@settings(deadline=None, max_examples=60)
+@given(words=TEXT, seed=st.integers(0, 2**31))
+def test_whatever_is_chosen_among_the_allowed_is_a_span(tokenizer, words, seed):
+    """A random walk over allowed tokens ends, and spells words of the page without a gap."""
+    pages = spans(" ".join(words))
+    chosen = walked(pages, TokenBytes(tokenizer, len(tokenizer)), seed)
     assert as_printed(chosen) in as_printed(" ".join(words)) or chosen == ABSENT
     found = pages.find(chosen)
     assert found is not None and found.text == ("" if chosen == ABSENT else chosen)
@@ -232,23 +236,13 @@ def test_whatever_is_chosen_among_the_allowed_is_a_span(tokenizer, words, seed):
 )  # fmt: skip
 def test_only_dates_are_chosen_where_there_are_some(tokenizer, rows, seed):
     """A random walk over allowed tokens ends at a date, or says that there is none."""
-    tokens = TokenBytes(tokenizer, len(tokenizer))
     every = spans(*rows)
     pages = every.only(date_likeness)
     if not any(part in row for row in rows for part in ("/2018", "h 2018", "H, 2018", "ar 2018",
                                                         "Mar-18", "2017")):  # fmt: skip
         assert pages is every
         return
-    chooser = np.random.default_rng(seed)
-    live, text = pages.begin(), b""
-    while True:
-        allowed = sorted(pages.allowed(live, tokens))
-        if pages.ended(live) and (not allowed or chooser.random() < 0.5):
-            break
-        assert allowed, "a walk cannot get stuck within a date"
-        token = int(chooser.choice(allowed))
-        live, text = pages.follow(live, tokens.of[token]), text + tokens.of[token]
-    chosen = text.decode()
+    chosen = walked(pages, TokenBytes(tokenizer, len(tokenizer)), seed)
     assert chosen == ABSENT or date_likeness(chosen) >= Likeness.MAY_BE
     assert said(pages, chosen) == ("" if chosen == ABSENT else chosen)
 
